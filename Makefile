@@ -1,0 +1,47 @@
+# make demo: the main job, end to end.   make test: every test.   make help: the rest.
+PYTHON ?= $(firstword $(wildcard /usr/bin/python3.11) python3.11)
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find tristage export serving client loadtest -name '*.py') pyproject.toml README.md LICENSE
+# where pip is told of a folder of wheels (a CPU build of torch, say), uv is told too
+LINKS := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS))
+UV := VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --prerelease disallow $(LINKS)
+# tristage is tested as it is installed, so the checkout must not shadow it
+export PYTHONSAFEPATH := 1
+export TF_CPP_MIN_LOG_LEVEL := 3
+
+.PHONY: help demo test check format install clean
+help:  ## show what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: install  ## train the small stack, export, serve on one core, verify, predict, measure, report
+	$(BIN)/python examples/recsys2021/demo.py
+
+test: install  ## run every test
+	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
+
+check: install  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	cd $(VENV) && bin/mypy --config-file ../pyproject.toml -p tristage
+
+format: install  ## rewrite the sources in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: $(VENV)/.tristage  ## make the environment, and install tristage into it
+
+$(VENV)/.environment: pyproject.toml
+	@echo "making the environment in $(VENV) (once; several minutes on a slow line)"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+	$(UV) --group dev '.[all]'
+	touch $@
+
+$(VENV)/.tristage: $(VENV)/.environment $(SOURCES)
+	$(UV) --no-deps --reinstall-package tristage .
+	touch $@
+
+clean:  ## remove the environment, trained artifacts and exported repositories
+	rm -rf $(VENV) .cache examples/*/artifacts
+	find model_repository -mindepth 1 ! -name README.md -delete

@@ -1,0 +1,122 @@
+"""Whether a served stack answers what the training libraries answered: the golden rows, replayed."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tristage.client._client import Client
+from tristage.errors import ParityError, RepositoryError
+
+__all__ = ["TOLERANCE", "Verification", "largest_difference", "verify"]
+
+TOLERANCE = 1e-5
+EXPECTED = "expected."  # what the names of the expected outputs begin with in golden.parquet
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a replay of the golden rows found.
+
+    Attributes:
+        stack: the stack's name.
+        url: the server that answered.
+        rows: how many golden rows there are.
+        tolerance: the largest absolute difference that passes.
+        differences: output -> largest absolute difference; infinite where one side only is NaN.
+    """
+
+    stack: str
+    url: str
+    rows: int
+    tolerance: float
+    differences: Mapping[str, float]
+
+    @property
+    def largest(self) -> float:
+        """The largest difference of all outputs."""
+        return max(self.differences.values())
+
+    @property
+    def passed(self) -> bool:
+        """Whether every difference is within the tolerance."""
+        return self.largest <= self.tolerance
+
+    def check(self) -> None:
+        """Do nothing where all is well.
+
+        Raises:
+            ParityError: a difference is above the tolerance.
+        """
+        if not self.passed:
+            worst = max(self.differences, key=lambda name: self.differences[name])
+            raise ParityError(
+                f'{self.url} does not answer what training did: "{worst}" differs by {self.largest:.3g}, more than '
+                f"{self.tolerance:g}; export the stack again, and compare the versions in its manifest.json"
+            )
+
+
+def verify(client: Client, repository: str | os.PathLike[str], *, tolerance: float = TOLERANCE) -> Verification:
+    """Replay a repository's golden rows through the stack that a server serves.
+
+    Args:
+        client: a client of the server.
+        repository: the repository that the server is supposed to serve; its manifest and golden rows are read here.
+        tolerance: the largest absolute difference that passes.
+
+    Returns:
+        The differences; `check()` raises where they are too large.
+
+    Raises:
+        RepositoryError: the repository is incomplete, or the server serves another export.
+        ServerError: the server cannot be reached or refuses.
+    """
+    from tristage.manifest import GOLDEN, read_manifest
+
+    root = Path(repository)
+    expected_signature = read_manifest(root).signature
+    signature = client.signature
+    if signature != expected_signature:
+        raise RepositoryError(
+            f'"{signature.stack}" at {client.url} has other columns than the export in {root}; serve that one with '
+            f"`tristage serve {root}`, or name the repository that is served"
+        )
+    table = _read(root / GOLDEN)
+    inputs = [column.name for column in signature.inputs]
+    outputs = [column.name for column in signature.outputs]
+    missing = [name for name in [*inputs, *(EXPECTED + name for name in outputs)] if name not in table.column_names]
+    if missing or not table.num_rows:
+        fault = f"lacks {', '.join(missing)}" if missing else "holds no rows"
+        raise RepositoryError(f"{root / GOLDEN} {fault}; export the stack again")
+    answers = client.predict(table.select(inputs))
+    differences = {
+        name: largest_difference(table.column(EXPECTED + name).to_numpy(), answers.column(name).to_numpy())
+        for name in outputs
+    }
+    return Verification(signature.stack, client.url, table.num_rows, tolerance, differences)
+
+
+def largest_difference(expected: NDArray[Any], answered: NDArray[Any]) -> float:
+    """The largest absolute difference of two arrays of numbers; NaN equals NaN and is infinitely far from a number."""
+    left, right = expected.astype(np.float64), answered.astype(np.float64)
+    same = (left == right) | (np.isnan(left) & np.isnan(right))
+    with np.errstate(invalid="ignore"):
+        apart = np.where(same, 0.0, np.abs(left - right))
+    return float(np.max(np.where(np.isnan(apart), math.inf, apart), initial=0.0))
+
+
+def _read(path: Path) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise RepositoryError(f"the golden rows {path} cannot be read ({error}); export the stack again") from error

@@ -1,0 +1,1 @@
+"""Reference stacks, trained on synthetic rows."""

@@ -1,0 +1,152 @@
+"""The whole way: artifacts -> Stack -> lower -> place -> check -> write."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tristage.errors import StackError
+from tristage.export.check import check_parity
+from tristage.export.golden import golden_columns, read_golden_rows, write_golden
+from tristage.export.lower import LoweredStack, lower
+from tristage.export.place import Placement, place
+from tristage.export.reference import reference_answers
+from tristage.export.write import aside, check_place, write_models
+from tristage.manifest import Manifest, checksums, write_manifest
+from tristage.stack import Stack
+
+__all__ = ["TARGETS", "TOLERANCE", "Exported", "export"]
+
+TARGETS = ("pip-cpu",)
+TOLERANCE = 1e-5  # largest absolute difference from the training library that an export may have
+_LIBRARIES = ("tristage", "nvtabular", "xgboost-cpu", "xgboost", "treelite", "torch", "tensorflow-cpu", "tensorflow", "keras", "onnx", "onnxruntime", "numpy", "pandas")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export made.
+
+    Attributes:
+        path: the model repository.
+        manifest: its manifest.
+        differences: model step -> largest absolute difference from its training library on the golden rows; empty
+            without golden rows.
+        rows: golden rows compared.
+    """
+
+    path: Path
+    manifest: Manifest
+    differences: Mapping[str, float]
+    rows: int
+
+
+def export(
+    stack: Stack,
+    path: Path | str,
+    *,
+    target: str = "pip-cpu",
+    max_batch: int = 1024,
+    overwrite: bool = False,
+    on_stage: Callable[[str], None] = lambda _: None,
+) -> Exported:
+    """Write a stack as a Triton model repository.
+
+    The graphs are run in this process on the golden rows before anything is written: a repository that answers
+    otherwise than the training libraries is never made.
+
+    Args:
+        stack: the trained stack.
+        path: the folder to write; made if it isn't there.
+        target: where it will be served; one of TARGETS.
+        max_batch: rows that one request may hold; clients split what is larger.
+        overwrite: replace a repository that is there, in one step.
+        on_stage: called with a few words before each stage.
+
+    Raises:
+        StackError: the stack does not fit its artifacts.
+        ArtifactError: an artifact cannot be read or converted.
+        ParityError: a step answers otherwise than its training library by more than TOLERANCE.
+        ExportError: the folder cannot be written; what was there is untouched.
+    """
+    path = Path(path)
+    if target not in TARGETS:
+        raise StackError(f"there is no target {target}; choose one of {', '.join(TARGETS)}")
+    if max_batch < 1:
+        raise StackError(f"max_batch is {max_batch}; a request holds at least one row")
+    check_place(path, overwrite)
+    table = None if stack.golden is None else read_golden_rows(stack.golden)
+    lowered = lower(stack, {} if table is None else golden_columns(table), lambda step: on_stage(f"converting {step}"))
+    placement = place(lowered, max_batch)
+    placement = _nullable(placement)
+    differences, expected = {}, {}
+    if table is not None:
+        on_stage(f"asking the training libraries about {table.num_rows} golden rows")
+        answers = reference_answers(lowered, table.to_pandas())
+        on_stage("comparing the graphs with their answers")
+        differences = check_parity(placement, _encode(table, placement), answers, TOLERANCE)
+        expected = {
+            name: np.asarray(answers[source.step or ""][source.column.name]) for name, source in lowered.outputs.items()
+        }
+    on_stage("writing")
+    with aside(path) as fresh:
+        write_models(fresh, placement)
+        if table is not None:
+            write_golden(fresh, table, placement.signature, expected)
+        manifest = _manifest(lowered, placement, target, fresh, differences)
+        write_manifest(fresh, manifest)
+    return Exported(path, manifest, differences, 0 if table is None else table.num_rows)
+
+
+def _encode(table: Any, placement: Placement) -> dict[str, Any]:
+    import warnings
+
+    from tristage.client.codec import encode
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lists are cut for the training libraries as well
+        return dict(encode(table, placement.signature, unknown="ignore"))
+
+
+def _nullable(placement: Placement) -> Placement:
+    """Text and floats may always be null on the wire: a marker and NaN cost nothing."""
+    inputs = tuple(
+        dataclasses.replace(column, nullable=True)
+        if column.length is None and column.dtype in ("string", "float32", "float64")
+        else column
+        for column in placement.signature.inputs
+    )
+    return dataclasses.replace(placement, signature=dataclasses.replace(placement.signature, inputs=inputs))
+
+
+def _manifest(
+    lowered: LoweredStack, placement: Placement, target: str, repository: Path, differences: Mapping[str, float]
+) -> Manifest:
+    notes = [f"{step} differs from its training library by at most {value:.2g}" for step, value in differences.items()]
+    if not differences:
+        notes.append("no golden rows: nothing proves that it answers what the training libraries answered")
+    return Manifest(
+        stack=lowered.stack.name,
+        target=target,
+        layout="ensemble",
+        signature=placement.signature,
+        models={model.step: model.name for model in placement.models},
+        versions=_versions(),
+        files=checksums(repository),
+        notes=tuple(notes),
+    )
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for library in _LIBRARIES:
+        try:
+            versions[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,117 @@
+"""Finds a step's forests, by file pattern, and converts each with its library's converter."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tristage.errors import ArtifactError, StackError
+from tristage.export.forest.model import Forest, ForestConverter, ForestSet
+from tristage.export.forest.xgboost import XGBOOST
+
+__all__ = ["FORESTS", "read_forests"]
+
+# one converter per library; others append their own
+FORESTS: list[ForestConverter] = [XGBOOST]
+
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+_PLACES = ("target", "bag", "group")
+
+
+def read_forests(step: str, artifact: Any, targets: Sequence[str], grouped: bool) -> ForestSet:
+    """Read and convert the forests of a step.
+
+    Args:
+        step: the step's name.
+        artifact: a model, a file, or a path with placeholders {target}, {bag}, {group}.
+        targets: the stack's targets, which give the order of {target}.
+        grouped: whether the step names a column that chooses the group.
+
+    Raises:
+        StackError: the pattern is wrong, or a file for a target or group is missing.
+        ArtifactError: no file matches, or one cannot be converted.
+    """
+    bags: dict[tuple[str | None, str | None], list[tuple[str, Forest]]] = {}
+    for where, model, places in _members(step, artifact):
+        key = (places.get("group"), places.get("target"))
+        bags.setdefault(key, []).append((places.get("bag", ""), _convert(model, where)))
+    groups = sorted({group for group, _ in bags}, key=_natural)
+    found = {target for _, target in bags}
+    if found != {None}:
+        unknown = sorted(str(target) for target in found if target not in targets)
+        if unknown:
+            raise StackError(
+                f"step {step} has forests for {', '.join(unknown)}, which the stack's targets ({', '.join(targets)}) lack",
+                step=step,
+            )
+    if grouped != (groups != [None]):
+        raise StackError(
+            f"step {step} names a group column but no {{group}} in its pattern"
+            if grouped
+            else f"step {step} has {{group}} in its pattern but names no group column; add group: step.column",
+            step=step,
+        )
+    try:
+        return ForestSet(
+            forests={
+                key: tuple(forest for _, forest in sorted(bag, key=lambda item: _natural(item[0])))
+                for key, bag in bags.items()
+            },
+            groups=tuple(groups),
+            targets=(None,) if found == {None} else tuple(target for target in targets if target in found),
+        )
+    except StackError as error:
+        raise StackError(f"step {step}: {error}", step=step) from None
+    except ArtifactError as error:
+        raise ArtifactError(f"step {step}: {error}") from None
+
+
+def _members(step: str, artifact: Any) -> Iterator[tuple[str, Any, dict[str, str]]]:
+    """(what it is, model or file, its target, bag and group) of every forest of the step."""
+    if not isinstance(artifact, (str, Path)):
+        yield f"step {step}", artifact, {}
+        return
+    path = Path(artifact)
+    places = _PLACEHOLDER.findall(str(path))
+    wrong = [place for place in places if place not in _PLACES or places.count(place) > 1]
+    if wrong:
+        raise StackError(f"step {step}: {{{wrong[0]}}} in {path} is not one of {{target}}, {{bag}}, {{group}}, each once", step=step)
+    if not places:
+        yield f"step {step}", path, {}
+        return
+    root = Path(str(path).split("{", 1)[0]).parent
+    relative = str(path)[len(str(root)) + 1 :]
+    parts = _PLACEHOLDER.split(relative)  # text, name, text, name, ..., text
+    pattern = "".join(
+        re.escape(part) if index % 2 == 0 else f"(?P<{part}>[^/]+?)" for index, part in enumerate(parts)
+    )
+    glob = _PLACEHOLDER.sub("*", relative)
+    files = sorted(file for file in root.glob(glob) if re.fullmatch(pattern, file.relative_to(root).as_posix()))
+    if not files:
+        raise ArtifactError(f"step {step}: no file matches {path}", path=path)
+    for file in files:
+        match = re.fullmatch(pattern, file.relative_to(root).as_posix())
+        assert match is not None
+        yield f"step {step}, {file.name}", file, match.groupdict()
+
+
+def _convert(model: Any, what: str) -> Forest:
+    if isinstance(model, Path):
+        for converter in FORESTS:
+            if model.suffix in converter.suffixes:
+                return converter.convert(model, what)
+        known = ", ".join(f"{'/'.join(converter.suffixes)} ({converter.library})" for converter in FORESTS)
+        raise ArtifactError(f"{what}: {model} is of no known kind of forest; known are {known}", path=model)
+    packages = {cls.__module__.split(".")[0] for cls in type(model).__mro__}
+    for converter in FORESTS:
+        if packages.intersection(converter.modules):
+            return converter.convert(model, what)
+    known = ", ".join(converter.library for converter in FORESTS)
+    raise ArtifactError(f"{what}: a {type(model).__name__} is no forest of a known library; known are {known}")
+
+
+def _natural(text: str | None) -> tuple[Any, ...]:
+    """Sorts 2 before 10."""
+    return () if text is None else tuple((0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", text))

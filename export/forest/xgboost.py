@@ -1,0 +1,61 @@
+"""XGBoost: a Booster, a scikit-learn wrapper, or a .ubj or .json file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tristage.errors import ArtifactError
+from tristage.export.forest.model import Forest, ForestConverter, check_path
+
+__all__ = ["XGBOOST"]
+
+
+def convert(artifact: Any, what: str) -> Forest:
+    """Convert an XGBoost model.
+
+    Raises:
+        ArtifactError: the file is missing or not XGBoost's, or the model is linear or multi-output.
+    """
+    import treelite
+    import xgboost
+
+    if isinstance(artifact, Path):
+        check_path(artifact, what)
+        booster = xgboost.Booster()
+        try:
+            booster.load_model(artifact)
+        except xgboost.core.XGBoostError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise ArtifactError(f"{what}: XGBoost {xgboost.__version__} cannot read {artifact} ({reason})", path=artifact) from error
+    else:
+        booster = artifact.get_booster() if hasattr(artifact, "get_booster") else artifact
+    config = json.loads(booster.save_config())["learner"]
+    name = config["gradient_booster"]["name"]
+    if name != "gbtree":
+        raise ArtifactError(f"{what}: it is a {name} model; only gbtree models are converted")
+    try:
+        model = treelite.frontend.from_xgboost(booster)
+    except treelite.TreeliteError as error:
+        raise ArtifactError(f"{what}: Treelite {treelite.__version__} cannot convert it ({error})") from error
+    outputs = max(1, int(config["learner_model_param"]["num_class"]))
+
+    def predict(rows: NDArray[Any]) -> NDArray[Any]:
+        answers = booster.inplace_predict(np.ascontiguousarray(rows, np.float32), validate_features=False)
+        return np.asarray(answers, np.float32).reshape(len(rows), outputs)
+
+    names = booster.feature_names
+    return Forest(
+        model=model,
+        features=booster.num_features(),
+        names=None if names is None else tuple(names),
+        outputs=outputs,
+        predict=predict,
+    )
+
+
+XGBOOST = ForestConverter(library="XGBoost", suffixes=(".ubj", ".json"), modules=("xgboost",), convert=convert)

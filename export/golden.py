@@ -1,0 +1,94 @@
+"""Golden rows: held-out raw rows, and what the training libraries answer for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tristage.columns import Column, Signature
+from tristage.errors import ArtifactError, InputError
+from tristage.manifest import GOLDEN
+
+__all__ = ["EXPECTED", "MAX_GOLDEN_ROWS", "golden_columns", "read_golden_rows", "write_golden"]
+
+MAX_GOLDEN_ROWS = 4096
+EXPECTED = "expected."
+
+
+def read_golden_rows(path: Path) -> Any:
+    """Read golden rows, at most MAX_GOLDEN_ROWS, as a pyarrow.Table.
+
+    Raises:
+        ArtifactError: the file is missing, not Parquet, or holds no rows.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        raise ArtifactError(f"there is no file {path} of golden rows; write held-out raw rows there as Parquet", path=path)
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ArtifactError(f"golden rows {path} cannot be read as Parquet ({error})", path=path) from error
+    if table.num_rows == 0:
+        raise ArtifactError(f"golden rows {path} hold no rows; put a few hundred held-out rows in it", path=path)
+    return table.slice(0, MAX_GOLDEN_ROWS).replace_schema_metadata(None)
+
+
+def golden_columns(table: Any) -> dict[str, Column]:
+    """The columns of golden rows: types, list columns (as long as their longest list), and which hold nulls.
+
+    Text and floats may always be null. A column of a type that Triton lacks is left out.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    columns = {}
+    for field in table.schema:
+        values = table[field.name]
+        is_list = pa.types.is_list(field.type) or pa.types.is_large_list(field.type)
+        dtype = _dtype(field.type.value_type if is_list else field.type)
+        if dtype is None:
+            continue
+        if is_list:
+            longest = pc.max(pc.list_value_length(values)).as_py() or 1
+            pad = "" if dtype == "string" else float("nan") if dtype.startswith("float") else 0
+            columns[field.name] = Column(field.name, dtype, max(longest, 1), pad)
+        else:
+            nullable = dtype in ("string", "float32", "float64") or values.null_count > 0
+            columns[field.name] = Column(field.name, dtype, nullable=nullable)
+    return columns
+
+
+def _dtype(kind: Any) -> str | None:
+    import pyarrow as pa
+
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return "string"
+    if pa.types.is_boolean(kind):
+        return "bool"
+    if pa.types.is_integer(kind):
+        return str(kind)
+    return {"float": "float32", "double": "float64"}.get(str(kind))
+
+
+def write_golden(repository: Path, table: Any, signature: Signature, expected: Mapping[str, NDArray[Any]]) -> None:
+    """Write `golden.parquet`: the signature's input columns, then `expected.<output>` for every output.
+
+    Raises:
+        InputError: the golden rows lack a column that the stack reads.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    missing = [column.name for column in signature.inputs if column.name not in table.column_names]
+    if missing:
+        raise InputError(f"golden rows lack {', '.join(missing)}, which the stack reads", column=missing[0])
+    golden = table.select([column.name for column in signature.inputs])
+    for name, values in expected.items():
+        golden = golden.append_column(EXPECTED + name, pa.array(np.asarray(values)))
+    pq.write_table(golden, repository / GOLDEN, compression="zstd")

@@ -1,0 +1,309 @@
+"""artifacts -> lowered steps: every reference resolved, every artifact converted to its standard form."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tristage.columns import Column
+from tristage.errors import ArtifactError, StackError
+from tristage.export.forest import ForestSet, read_forests
+from tristage.export.net import Net, read_net
+from tristage.export.workflow import CompiledWorkflow, compile_workflow, raw_columns
+from tristage.stack import ForestStep, MeanStep, NetStep, Stack, WorkflowStep, split_reference
+
+__all__ = ["Body", "Feed", "LoweredStack", "LoweredStep", "Mean", "Source", "Workflow", "lower"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One column that is read: of a step, at a position among its columns, or a raw one (`step` None)."""
+
+    step: str | None
+    column: Column
+    position: int = 0
+
+
+@dataclass(frozen=True)
+class Feed:
+    """One tensor that a step's body takes: columns side by side in one dtype.
+
+    Attributes:
+        name: the body's name for it.
+        sources: the columns, in order.
+        dtype: the tensor's dtype.
+        flat: whether the body wants [rows] rather than [rows, width].
+    """
+
+    name: str
+    sources: tuple[Source, ...]
+    dtype: str
+    flat: bool = False
+
+
+@dataclass(frozen=True)
+class Workflow:
+    """A compiled workflow beside the fitted one it came from."""
+
+    fitted: Any
+    compiled: CompiledWorkflow
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean of equally wide feeds."""
+
+
+Body = Workflow | ForestSet | Net | Mean
+
+
+@dataclass(frozen=True)
+class LoweredStep:
+    """A step with its references resolved and its artifact converted.
+
+    Attributes:
+        name: the step's name.
+        body: what it computes.
+        feeds: what it reads.
+        columns: what it makes; a model's are float32 scalars.
+    """
+
+    name: str
+    body: Body
+    feeds: tuple[Feed, ...]
+    columns: tuple[Column, ...]
+
+
+@dataclass(frozen=True)
+class LoweredStack:
+    """A stack ready to be placed.
+
+    Attributes:
+        stack: the stack.
+        steps: its steps, each after those it reads.
+        outputs: what it answers, by name, in order.
+    """
+
+    stack: Stack
+    steps: tuple[LoweredStep, ...]
+    outputs: Mapping[str, Source]
+
+
+def lower(stack: Stack, golden: Mapping[str, Column], on_step: Callable[[str], None] = lambda _: None) -> LoweredStack:
+    """Read and convert every artifact of a stack.
+
+    Args:
+        stack: the stack.
+        golden: the columns of its golden rows, which say which raw columns hold nulls, and the types of raw columns
+            that no workflow reads.
+        on_step: called with a step's name before it is lowered.
+
+    Raises:
+        StackError: a step reads a column that nobody makes, or a wrong number of them.
+        ArtifactError: an artifact cannot be read or converted.
+    """
+    steps: dict[str, LoweredStep] = {}
+    raw: dict[str, Column] = {}
+    for name in stack.order():
+        on_step(name)
+        step = stack.steps[name]
+        reader = _Reader(name, stack, steps, raw, golden)
+        match step:
+            case WorkflowStep():
+                steps[name] = _lower_workflow(name, step, stack, golden, raw)
+            case ForestStep():
+                steps[name] = _lower_forest(name, step, stack, reader)
+            case NetStep():
+                steps[name] = _lower_net(name, step, stack, reader)
+            case MeanStep():
+                steps[name] = _lower_mean(name, step, reader)
+    reader = _Reader("", stack, steps, raw, golden)
+    outputs = {name: reader.one(reference, f"output {name}") for name, reference in stack.outputs.items()}
+    return LoweredStack(stack, tuple(steps.values()), outputs)
+
+
+class _Reader:
+    """Resolves the references of one step against the steps before it."""
+
+    def __init__(
+        self,
+        name: str,
+        stack: Stack,
+        steps: Mapping[str, LoweredStep],
+        raw: dict[str, Column],
+        golden: Mapping[str, Column],
+    ) -> None:
+        self._name, self._stack, self._steps, self._raw, self._golden = name, stack, steps, raw, golden
+
+    def many(self, references: Iterable[str]) -> list[Source]:
+        """Every column that references stand for, each once, in order."""
+        sources = [source for reference in references for source in self._expand(reference, f"step {self._name}")]
+        return list(dict.fromkeys(sources))
+
+    def one(self, reference: str, where: str) -> Source:
+        """The one scalar column a reference stands for."""
+        sources = self._expand(reference, where)
+        if len(sources) != 1 or sources[0].column.length is not None:
+            raise StackError(f"{where} needs one scalar column, but {reference!r} is {len(sources)} columns or a list")
+        return sources[0]
+
+    def _expand(self, reference: str, where: str) -> list[Source]:
+        step, pattern = split_reference(reference)
+        if step not in self._steps:
+            return [self._raw_source(reference, where)]
+        columns = self._steps[step].columns
+        sources = [Source(step, column, position) for position, column in enumerate(columns)]
+        if pattern is None:
+            return sources
+        matches = [source for source in sources if fnmatch.fnmatchcase(source.column.name, pattern)]
+        if not matches:
+            near = difflib.get_close_matches(pattern, [column.name for column in columns], n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"it has {_some([c.name for c in columns])}"
+            raise StackError(f"{where} reads {reference}, but step {step} has no such column; {hint}", step=self._name or None)
+        return matches
+
+    def _raw_source(self, name: str, where: str) -> Source:
+        column = self._raw.get(name) or self._golden.get(name)
+        if column is None:
+            known = _some([*self._steps, *self._raw])
+            raise StackError(
+                f"{where} reads {name}, which is neither a step nor a raw column of a workflow or of the golden rows; "
+                f"known are {known}",
+                step=self._name or None,
+            )
+        options = self._stack.inputs.get(name)
+        if column.length is not None:
+            if options is None:
+                raise StackError(f"raw column {name} holds lists; say how long they may be: inputs: {{{name}: {{max_length: N}}}}")
+            pad = column.pad if options.pad is None else options.pad
+            column = Column(name, column.dtype, options.max_length, pad)
+        self._raw[name] = column
+        return Source(None, column)
+
+
+def _lower_workflow(
+    name: str, step: WorkflowStep, stack: Stack, golden: Mapping[str, Column], raw: dict[str, Column]
+) -> LoweredStep:
+    fitted = _open_workflow(name, step.workflow)
+    nullable = frozenset(column.name for column in golden.values() if column.nullable)
+    try:
+        columns = raw_columns(fitted, stack.inputs, nullable)
+        compiled = compile_workflow(fitted, columns)
+    except ArtifactError as error:
+        raise ArtifactError(f"step {name}: {error}", path=error.path) from error
+    raw.update({column.name: column for column in columns})
+    feeds = tuple(Feed(column.name, (Source(None, column),), column.wire_dtype) for column in columns)
+    return LoweredStep(name, Workflow(fitted, compiled), feeds, compiled.outputs)
+
+
+def _open_workflow(name: str, artifact: Any) -> Any:
+    if not isinstance(artifact, (str, Path)):
+        if not hasattr(artifact, "output_node"):
+            raise ArtifactError(f"step {name}: a {type(artifact).__name__} is no nvtabular.Workflow")
+        return artifact
+    path = Path(artifact)
+    if not (path / "workflow.pkl").is_file():
+        raise ArtifactError(f"step {name}: {path} is no folder that Workflow.save wrote (it has no workflow.pkl)", path=path)
+    import nvtabular
+
+    try:
+        return nvtabular.Workflow.load(path)
+    except Exception as error:  # unpickling raises whatever the operators raise
+        raise ArtifactError(f"step {name}: NVTabular {nvtabular.__version__} cannot load {path} ({error})", path=path) from error
+
+
+def _lower_forest(name: str, step: ForestStep, stack: Stack, reader: _Reader) -> LoweredStep:
+    forests = read_forests(name, step.forest, stack.targets, step.group is not None)
+    candidates = reader.many(step.reads)
+    first = forests.all()[0]
+    sources = _features(name, first.names, first.features, candidates)
+    for source in sources:
+        if source.column.length is not None or source.column.dtype == "string":
+            kind = "lists" if source.column.length is not None else "text"
+            raise StackError(f"step {name} reads {source.column.name}, which holds {kind}; a forest reads numbers", step=name)
+    feeds = [Feed("rows", tuple(sources), "float32")]
+    if step.group is not None:
+        chooser = reader.one(step.group, f"group of step {name}")
+        if chooser.column.dtype.startswith("float"):
+            raise StackError(f"step {name}: group column {step.group} is {chooser.column.dtype}; use whole numbers or text", step=name)
+        feeds.append(Feed("group", (chooser,), "string" if chooser.column.dtype == "string" else "int64"))
+    made = [target for target in forests.targets if target is not None] or _names(first.outputs, stack.targets)
+    return LoweredStep(name, forests, tuple(feeds), tuple(Column(column, "float32") for column in made))
+
+
+def _features(step: str, names: Sequence[str] | None, count: int, candidates: Sequence[Source]) -> list[Source]:
+    """The columns a forest's features are, by their names where it has them, else all columns in order."""
+    if names is None:
+        if len(candidates) != count:
+            raise StackError(f"step {step} reads {len(candidates)} columns, its forest takes {count} features", step=step)
+        return list(candidates)
+    by_name: dict[str, list[Source]] = {}
+    for source in candidates:
+        by_name.setdefault(source.column.name, []).append(source)
+        if source.step is not None:
+            by_name.setdefault(f"{source.step}.{source.column.name}", []).append(source)
+    unknown = [name for name in names if name not in by_name]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], list(by_name), n=3)
+        hint = f" (near {unknown[0]}: {', '.join(near)})" if near else ""
+        raise StackError(f"step {step}: its forest was trained on {_some(unknown)}, which it does not read{hint}; add to reads", step=step)
+    ambiguous = [name for name in names if len(by_name[name]) > 1]
+    if ambiguous:
+        owners = ", ".join(str(source.step) for source in by_name[ambiguous[0]])
+        raise StackError(f"step {step}: feature {ambiguous[0]} could be of {owners}; read fewer columns", step=step)
+    return [by_name[name][0] for name in names]
+
+
+def _lower_net(name: str, step: NetStep, stack: Stack, reader: _Reader) -> LoweredStep:
+    net = read_net(name, step.net)
+    inputs = {tensor.name: tensor for tensor in net.inputs}
+    for tensor in step.reads:
+        if tensor not in inputs:
+            raise StackError(f"step {name} feeds {tensor}, but its net has the inputs {', '.join(inputs)}", step=name)
+    feeds = []
+    for tensor in net.inputs:
+        if tensor.name not in step.reads:
+            raise StackError(f"step {name} feeds nothing to its net's input {tensor.name}; add it to reads", step=name)
+        sources = reader.many(step.reads[tensor.name])
+        width = sum(source.column.width for source in sources)
+        if any(source.column.dtype == "string" for source in sources):
+            raise StackError(f"step {name}: input {tensor.name} reads text; a net reads numbers", step=name)
+        if tensor.width is None and (len(sources) != 1 or sources[0].column.length is not None):
+            raise StackError(f"step {name}: input {tensor.name} takes one scalar column, not {width} values a row", step=name)
+        if tensor.width and tensor.width != width:
+            raise StackError(
+                f"step {name}: input {tensor.name} takes {tensor.width} values a row, its columns give {width} "
+                f"({_some([source.column.name for source in sources])})",
+                step=name,
+            )
+        feeds.append(Feed(tensor.name, tuple(sources), tensor.dtype, flat=tensor.width is None))
+    columns = tuple(Column(column, "float32") for column in _names(net.outputs, stack.targets))
+    return LoweredStep(name, net, tuple(feeds), columns)
+
+
+def _lower_mean(name: str, step: MeanStep, reader: _Reader) -> LoweredStep:
+    groups = [reader.many([reference]) for reference in step.mean]
+    names = [[source.column.name for source in sources] for sources in groups]
+    for reference, other in zip(step.mean, names, strict=True):
+        if sorted(other) != sorted(names[0]):
+            raise StackError(f"step {name} averages {step.mean[0]} ({_some(names[0])}) with {reference} ({_some(other)})", step=name)
+    feeds = []
+    for number, sources in enumerate(groups):
+        by_name = {source.column.name: source for source in sources}
+        feeds.append(Feed(f"of{number}", tuple(by_name[column] for column in names[0]), "float32"))
+    return LoweredStep(name, Mean(), tuple(feeds), tuple(Column(column, "float32") for column in names[0]))
+
+
+def _names(count: int, targets: Sequence[str]) -> list[str]:
+    """Names of a model's columns: the targets where there are as many, else score, or score0, score1, ..."""
+    if count == len(targets):
+        return list(targets)
+    return ["score"] if count == 1 else [f"score{number}" for number in range(count)]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

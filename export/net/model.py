@@ -1,0 +1,106 @@
+"""What every neural net is converted to: an ONNX model, and how to ask the framework itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+from onnx import version_converter
+
+from tristage.errors import ArtifactError
+from tristage.export.onnx_graph import IR_VERSION, OPSET
+
+__all__ = ["Net", "NetConverter", "NetInput", "net_from_onnx"]
+
+_DTYPES = {
+    onnx.TensorProto.FLOAT: "float32",
+    onnx.TensorProto.DOUBLE: "float64",
+    onnx.TensorProto.INT64: "int64",
+    onnx.TensorProto.INT32: "int32",
+    onnx.TensorProto.BOOL: "bool",
+}
+
+
+@dataclass(frozen=True)
+class NetInput:
+    """One input of a net: a tensor of shape [rows] (`width` None), [rows, width], or [rows, any] (`width` 0)."""
+
+    name: str
+    dtype: str
+    width: int | None
+
+
+@dataclass(frozen=True)
+class Net:
+    """One converted net.
+
+    Attributes:
+        model: the ONNX model; the first dimension of every input and of its output is the rows.
+        inputs: what it reads.
+        outputs: columns it answers with.
+        predict: the framework's own answer for arrays by input name: [rows, outputs].
+    """
+
+    model: onnx.ModelProto
+    inputs: tuple[NetInput, ...]
+    outputs: int
+    predict: Callable[[Mapping[str, NDArray[Any]]], NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class NetConverter:
+    """How one framework's nets are recognised, read and converted.
+
+    Attributes:
+        framework: its name.
+        suffixes: of its files.
+        modules: top-level packages of its model classes.
+        convert: (path or model, what it is called in messages) -> Net.
+    """
+
+    framework: str
+    suffixes: tuple[str, ...]
+    modules: tuple[str, ...]
+    convert: Callable[[Any, str], Net]
+
+
+def net_from_onnx(
+    model: onnx.ModelProto, what: str, predict: Callable[[Mapping[str, NDArray[Any]]], NDArray[Any]]
+) -> Net:
+    """Check that an ONNX model can be a step, and describe its inputs.
+
+    Raises:
+        ArtifactError: it has several outputs, an input of a rank above 2, or asks for a newer ONNX than OPSET.
+    """
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    if versions.get("", 0) > OPSET or model.ir_version > IR_VERSION:
+        raise ArtifactError(
+            f"{what}: it uses ONNX opset {versions.get('', 0)} and IR {model.ir_version}; "
+            f"export it with opset {OPSET} or below, and IR {IR_VERSION} or below"
+        )
+    if versions.get("", 0) < OPSET:
+        model = version_converter.convert_version(model, OPSET)
+    if len(model.graph.output) != 1:
+        names = ", ".join(output.name for output in model.graph.output)
+        raise ArtifactError(f"{what}: it has {len(model.graph.output)} outputs ({names}); a net answers with one tensor [rows, n]")
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = tuple(_input(value, what) for value in model.graph.input if value.name not in constants)
+    shape = model.graph.output[0].type.tensor_type.shape.dim
+    if len(shape) != 2 or shape[1].dim_value < 1:
+        raise ArtifactError(f"{what}: its output must have the shape [rows, n] with n known; it has {len(shape)} dimensions")
+    return Net(model=model, inputs=inputs, outputs=shape[1].dim_value, predict=predict)
+
+
+def _input(value: onnx.ValueInfoProto, what: str) -> NetInput:
+    tensor = value.type.tensor_type
+    if tensor.elem_type not in _DTYPES:
+        kind = onnx.TensorProto.DataType.Name(tensor.elem_type)
+        raise ArtifactError(f"{what}: input {value.name} is {kind}; known are {', '.join(_DTYPES.values())}")
+    rank = len(tensor.shape.dim)
+    if rank not in (1, 2):
+        raise ArtifactError(f"{what}: input {value.name} has {rank} dimensions; an input is [rows] or [rows, n]")
+    width = None if rank == 1 else tensor.shape.dim[1].dim_value
+    return NetInput(value.name, _DTYPES[tensor.elem_type], width)

@@ -1,0 +1,39 @@
+"""Finds the converter of a net and runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tristage.errors import ArtifactError
+from tristage.export.net.keras import KERAS
+from tristage.export.net.model import Net, NetConverter
+from tristage.export.net.onnx import ONNX
+from tristage.export.net.torch import TORCH
+
+__all__ = ["NETS", "read_net"]
+
+# one converter per framework; others append their own
+NETS: list[NetConverter] = [KERAS, TORCH, ONNX]
+
+
+def read_net(step: str, artifact: Any) -> Net:
+    """Read and convert a step's net.
+
+    Raises:
+        ArtifactError: nobody knows its kind, or its converter fails.
+    """
+    what = f"step {step}"
+    if isinstance(artifact, (str, Path)):
+        path = Path(artifact)
+        for converter in NETS:
+            if path.suffix in converter.suffixes:
+                return converter.convert(path, what)
+        known = ", ".join(f"{'/'.join(converter.suffixes)} ({converter.framework})" for converter in NETS)
+        raise ArtifactError(f"{what}: {path} is of no known kind of net; known are {known}", path=path)
+    packages = {cls.__module__.split(".")[0] for cls in type(artifact).__mro__}
+    for converter in NETS:
+        if packages.intersection(converter.modules):
+            return converter.convert(artifact, what)
+    known = ", ".join(converter.framework for converter in NETS)
+    raise ArtifactError(f"{what}: a {type(artifact).__name__} is no net of a known framework; known are {known}")

@@ -1,0 +1,100 @@
+"""PyTorch: an ExportedProgram, or the .pt2 file that torch.export.save wrote."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tristage.errors import ArtifactError
+from tristage.export.net.model import Net, NetConverter, net_from_onnx
+from tristage.export.onnx_graph import OPSET
+
+__all__ = ["TORCH"]
+
+
+def convert(artifact: Any, what: str) -> Net:
+    """Convert an ExportedProgram through torch's own ONNX exporter.
+
+    Raises:
+        ArtifactError: the file is missing or not a .pt2, the batch is not dynamic, or torch cannot export an operator.
+    """
+    import torch
+
+    if isinstance(artifact, Path):
+        if not artifact.is_file():
+            raise ArtifactError(f"{what}: there is no file {artifact}", path=artifact)
+        try:
+            with _quiet():
+                program = torch.export.load(artifact)
+        except Exception as error:  # torch raises whatever its archive reader met
+            raise ArtifactError(
+                f"{what}: torch {torch.__version__} cannot read {artifact} ({_first_line(error)}); "
+                "write it with torch.export.save",
+                path=artifact,
+            ) from error
+    elif isinstance(artifact, torch.export.ExportedProgram):
+        program = artifact
+    else:
+        raise ArtifactError(
+            f"{what}: a {type(artifact).__name__} has no example inputs; give "
+            "torch.export.export(model.eval(), examples, dynamic_shapes=...) instead"
+        )
+    _check_dynamic(program, what)
+    try:
+        with _quiet():
+            exported = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False, optimize=True)
+    except Exception as error:  # the exporter raises many kinds
+        raise ArtifactError(f"{what}: torch cannot write it as ONNX ({_first_line(error)})") from error
+    assert exported is not None
+    names = program.graph_signature.user_inputs
+    module = program.module()
+
+    def predict(inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        with torch.inference_mode():
+            tensors = [torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in names]
+            arguments, keywords = torch.utils._pytree.tree_unflatten(tensors, program.call_spec.in_spec)
+            answer = module(*arguments, **keywords)
+        return np.asarray(answer.numpy())
+
+    return net_from_onnx(exported.model_proto, what, predict)
+
+
+def _check_dynamic(program: Any, what: str) -> None:
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in program.graph_signature.user_inputs:
+            rows = node.meta["val"].shape[0]
+            if isinstance(rows, int):
+                raise ArtifactError(
+                    f"{what}: its input {node.name} takes exactly {rows} rows; export it with a dynamic batch: "
+                    "dynamic_shapes={..: {0: torch.export.Dim('rows')}}"
+                )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.export prints progress and warns about its own internals; errors still come as exceptions."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+TORCH = NetConverter(framework="PyTorch", suffixes=(".pt2",), modules=("torch",), convert=convert)

@@ -1,0 +1,199 @@
+"""A small builder of ONNX graphs: equal nodes are shared, unread ones are dropped, names are the same every time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from tristage.columns import NULL_STRING
+
+__all__ = ["IR_VERSION", "OPSET", "GraphBuilder", "onnx_type"]
+
+# what every server that tristage places on can read: Triton 24.10 takes opset 21 and IR 10 at most
+OPSET = 18
+OPSET_ML = 3
+IR_VERSION = 10
+
+_TYPES = {
+    "bool": TensorProto.BOOL,
+    "int8": TensorProto.INT8,
+    "int16": TensorProto.INT16,
+    "int32": TensorProto.INT32,
+    "int64": TensorProto.INT64,
+    "uint8": TensorProto.UINT8,
+    "uint16": TensorProto.UINT16,
+    "uint32": TensorProto.UINT32,
+    "uint64": TensorProto.UINT64,
+    "float32": TensorProto.FLOAT,
+    "float64": TensorProto.DOUBLE,
+    "string": TensorProto.STRING,
+}
+
+
+def onnx_type(dtype: str) -> int:
+    """ONNX's number of a dtype's name."""
+    return _TYPES[dtype]
+
+
+class GraphBuilder:
+    """Collects the nodes of one graph whose tensors are [rows, width].
+
+    Tensors are named t0, t1, ... in the order they are made; constants c0, c1, ... A node that was already added with
+    the same inputs and attributes is not added again.
+    """
+
+    def __init__(self) -> None:
+        self._nodes: list[onnx.NodeProto] = []
+        self._initializers: dict[str, onnx.TensorProto] = {}
+        self._inputs: dict[str, onnx.ValueInfoProto] = {}
+        self._made: dict[Any, tuple[str, ...]] = {}
+        self._constants: dict[Any, str] = {}
+        self._count = 0
+
+    def input(self, name: str, dtype: str, width: int) -> str:
+        """Declare the graph's input `name` of shape [rows, width]; returns its name."""
+        self._inputs[name] = helper.make_tensor_value_info(name, _TYPES[dtype], ["rows", width])
+        return name
+
+    def add(self, op: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
+        """Add a node with one output; returns the output's name."""
+        return self.add_many(op, *inputs, domain=domain, outputs=1, **attributes)[0]
+
+    def add_many(self, op: str, *inputs: str, outputs: int, domain: str = "", **attributes: Any) -> tuple[str, ...]:
+        """Add a node with several outputs; returns their names."""
+        key = (op, domain, inputs, outputs, tuple(sorted((name, _hashable(value)) for name, value in attributes.items())))
+        if key not in self._made:
+            names = tuple(self._new_name() for _ in range(outputs))
+            self._nodes.append(helper.make_node(op, list(inputs), list(names), domain=domain, **attributes))
+            self._made[key] = names
+        return self._made[key]
+
+    def constant(self, value: NDArray[Any]) -> str:
+        """Add a constant, or find the same one; returns its name."""
+        key = (str(value.dtype), value.shape, value.tobytes())
+        if key not in self._constants:
+            name = f"c{len(self._initializers)}"
+            self._initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name)
+            self._constants[key] = name
+        return self._constants[key]
+
+    def scalar(self, value: Any, dtype: str) -> str:
+        """A constant of one element, of shape [], that broadcasts over rows."""
+        return self.constant(np.array(value, dtype))
+
+    def cast(self, tensor: str, source: str, to: str) -> str:
+        """Cast between dtypes by name; nothing is added where they are equal."""
+        return tensor if source == to else self.add("Cast", tensor, to=_TYPES[to])
+
+    def concat(self, tensors: Sequence[str]) -> str:
+        """Tensors side by side."""
+        return tensors[0] if len(tensors) == 1 else self.add("Concat", *tensors, axis=1)
+
+    def columns(self, tensor: str, indices: Sequence[int], width: int) -> str:
+        """Columns `indices` of a [rows, width] tensor, in that order."""
+        if list(indices) == list(range(width)):
+            return tensor
+        first, last = indices[0], indices[-1]
+        if list(indices) == list(range(first, last + 1)):
+            bounds = [self.constant(np.array([bound], np.int64)) for bound in (first, last + 1, 1)]
+            return self.add("Slice", tensor, *bounds)
+        return self.add("Gather", tensor, self.constant(np.array(indices, np.int64)), axis=1)
+
+    def label_encode(self, tensor: str, labels: Mapping[Any, int], default: int) -> str:
+        """Map keys (strings or int64, all of one type) to int64; what is not among them to `default`."""
+        strings = any(isinstance(key, str) for key in labels)
+        keys = {"keys_strings" if strings else "keys_int64s": list(labels)}
+        values = list(labels.values())
+        return self.add(
+            "LabelEncoder", tensor, domain="ai.onnx.ml", **keys, values_int64s=values, default_int64=default
+        )
+
+    def string_is(self, tensor: str, value: str) -> str:
+        """Where a string tensor equals a value, as booleans."""
+        return self.cast(self.label_encode(tensor, {value: 1}, 0), "int64", "bool")
+
+    def is_null(self, tensor: str, dtype: str) -> str:
+        """Where a column is null, as booleans: NaN, or NULL_STRING."""
+        if dtype == "string":
+            return self.string_is(tensor, NULL_STRING)
+        if dtype in ("float32", "float64"):
+            return self.add("IsNaN", tensor)
+        # no integer is null, but the answer must have the column's shape
+        return self.add("Not", self.add("Equal", tensor, tensor)) if dtype != "bool" else self.add("Xor", tensor, tensor)
+
+    def embed(self, model: onnx.ModelProto, feeds: Mapping[str, str]) -> tuple[str, ...]:
+        """Put another model's graph into this one; `feeds` names the tensors that become its inputs.
+
+        Returns the names of its outputs, in order. Nested graphs (If, Loop, Scan) keep their own inner names, which
+        may not refer to outer tensors.
+        """
+        names: dict[str, str] = {"": "", **feeds}
+        for tensor in model.graph.initializer:
+            name = f"c{len(self._initializers)}"
+            copy = onnx.TensorProto()
+            copy.CopyFrom(tensor)
+            copy.name, copy.doc_string = name, ""
+            self._initializers[name] = copy
+            names[tensor.name] = name
+        for node in model.graph.node:
+            copy_node = onnx.NodeProto()
+            copy_node.CopyFrom(node)
+            copy_node.name, copy_node.doc_string = "", ""
+            del copy_node.metadata_props[:]
+            del copy_node.input[:]
+            copy_node.input.extend(names[name] for name in node.input)
+            del copy_node.output[:]
+            for name in node.output:
+                names[name] = self._new_name() if name else ""
+                copy_node.output.append(names[name])
+            self._nodes.append(copy_node)
+        return tuple(names[output.name] for output in model.graph.output)
+
+    def model(self, outputs: Sequence[tuple[str, str, str, int]]) -> onnx.ModelProto:
+        """The finished model, holding only what its outputs need.
+
+        Args:
+            outputs: (name, tensor, dtype, width) of each output, of shape [rows, width].
+
+        Inputs that nothing reads are dropped: `model.graph.input` says which are left.
+        """
+        nodes = [*self._nodes, *(helper.make_node("Identity", [tensor], [name]) for name, tensor, _, _ in outputs)]
+        needed = {name for name, _, _, _ in outputs}
+        kept: list[onnx.NodeProto] = []
+        for node in reversed(nodes):
+            if needed.intersection(node.output):
+                needed.update(node.input)
+                kept.append(node)
+        graph = helper.make_graph(
+            list(reversed(kept)),
+            "graph",
+            [value for name, value in self._inputs.items() if name in needed],
+            [helper.make_tensor_value_info(name, _TYPES[dtype], ["rows", width]) for name, _, dtype, width in outputs],
+            [tensor for name, tensor in self._initializers.items() if name in needed],
+        )
+        model = helper.make_model(
+            graph,
+            opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", OPSET_ML)],
+            ir_version=IR_VERSION,
+            producer_name="tristage",
+        )
+        return model
+
+    def _new_name(self) -> str:
+        self._count += 1
+        return f"t{self._count - 1}"
+
+
+def _hashable(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(value)
+    if isinstance(value, np.ndarray):
+        return value.tobytes()
+    if isinstance(value, onnx.TensorProto):
+        return value.SerializeToString()
+    return value

@@ -1,0 +1,127 @@
+"""What the training libraries answer: NVTabular's transform, then each library's own predict, step by step.
+
+Nothing here reads a lowered graph: this is the other side of every comparison.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tristage.columns import Column
+from tristage.errors import ArtifactError
+from tristage.export.forest import ForestSet
+from tristage.export.lower import Feed, LoweredStack, LoweredStep, Mean, Source, Workflow
+from tristage.export.net import Net
+
+__all__ = ["reference_answers"]
+
+_CHUNK = 512  # rows a net is asked about at once, which bounds the memory of its activations
+
+
+def reference_answers(lowered: LoweredStack, frame: Any) -> dict[str, dict[str, NDArray[Any]]]:
+    """Ask the training libraries.
+
+    Args:
+        lowered: the stack.
+        frame: a pandas.DataFrame of raw rows with an index 0, 1, ...; a TargetEncoding's target columns may be absent.
+
+    Returns:
+        step -> column -> values, [rows] of a scalar column, [rows, length] of a list column.
+
+    Raises:
+        ArtifactError: a training library cannot answer for these rows.
+    """
+    answers: dict[str, dict[str, NDArray[Any]]] = {}
+    for step in lowered.steps:
+        if isinstance(step.body, Workflow):
+            answers[step.name] = _transform(step, step.body.fitted, frame)
+            continue
+        feeds = {feed.name: _feed(feed, answers, frame) for feed in step.feeds}
+        match step.body:
+            case ForestSet() as forests:
+                result = _forests(forests, feeds["rows"], feeds.get("group"))
+            case Net() as net:
+                rows = len(frame)
+                result = np.concatenate(
+                    [
+                        net.predict({name: values[start : start + _CHUNK] for name, values in feeds.items()})
+                        for start in range(0, rows, _CHUNK)
+                    ]
+                )
+            case Mean():
+                result = np.mean(list(feeds.values()), axis=0)
+        answers[step.name] = {column.name: result[:, number] for number, column in enumerate(step.columns)}
+    return answers
+
+
+def _transform(step: LoweredStep, fitted: Any, frame: Any) -> dict[str, NDArray[Any]]:
+    workflow = _at_serving_time(fitted)
+    given = {feed.name: feed.sources[0].column for feed in step.feeds}
+    raw = frame.copy(deep=False)
+    for name in workflow.input_schema.column_names:
+        if name not in raw:
+            raw[name] = 0  # a target: read by nothing once the folds are gone, but asked for
+    for name, column in given.items():
+        if column.length is not None:
+            raw[name] = [list(values)[: column.length] for values in raw[name]]
+    try:
+        made = workflow.transform(raw[workflow.input_schema.column_names])
+    except Exception as error:  # NVTabular lets pandas' errors through
+        raise ArtifactError(f"step {step.name}: NVTabular's transform fails on the golden rows ({error})") from error
+    return {column.name: _values(made[column.name], column) for column in step.columns}
+
+
+def _at_serving_time(fitted: Any) -> Any:
+    """The workflow with TargetEncoding over all folds: at serving time a row belongs to no fold."""
+    from merlin.dag import Graph
+    from nvtabular.ops import TargetEncoding
+
+    workflow = copy.deepcopy(fitted)
+    for node in Graph.get_nodes_by_op_type([workflow.output_node], TargetEncoding):
+        node.op.kfold = 1
+    return workflow
+
+
+def _values(series: Any, column: Column) -> NDArray[Any]:
+    if column.length is None:
+        return np.asarray(series)
+    padded = np.full((len(series), column.length), column.pad, dtype=column.numpy_dtype)
+    for row, values in enumerate(series):
+        padded[row, : len(values)] = values
+    return padded
+
+
+def _feed(feed: Feed, answers: Mapping[str, Mapping[str, NDArray[Any]]], frame: Any) -> NDArray[Any]:
+    dtype = object if feed.dtype == "string" else feed.dtype
+    columns = [_source(source, answers, frame).astype(dtype) for source in feed.sources]
+    if feed.flat:
+        return columns[0]
+    return np.concatenate([column.reshape(len(column), -1) for column in columns], axis=1)
+
+
+def _source(source: Source, answers: Mapping[str, Mapping[str, NDArray[Any]]], frame: Any) -> NDArray[Any]:
+    if source.step is None:
+        return _values(frame[source.column.name], source.column)
+    return answers[source.step][source.column.name]
+
+
+def _forests(forests: ForestSet, rows: NDArray[Any], group: NDArray[Any] | None) -> NDArray[Any]:
+    def answer(part: NDArray[Any], value: str | None) -> NDArray[Any]:
+        bags = [forests.forests[value, target] for target in forests.targets]
+        return np.concatenate([np.mean([forest.predict(part) for forest in bag], axis=0) for bag in bags], axis=1)
+
+    if group is None:
+        return answer(rows, None)
+    width = len(forests.targets) if forests.targets != (None,) else forests.all()[0].outputs
+    result = np.full((len(rows), width), np.nan, np.float32)
+    chosen = np.array([str(value) for value in group[:, 0]])
+    for value in forests.groups:
+        members = chosen == value
+        if members.any():
+            result[members] = answer(rows[members], value)
+    return result

@@ -1,0 +1,141 @@
+"""stack.yaml: the same stack, written down. Paths in it are relative to the file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tristage.errors import StackError
+from tristage.stack import ForestStep, ListInput, MeanStep, NetStep, Stack, Step, WorkflowStep
+
+__all__ = ["read_stack"]
+
+_TOP = ("name", "targets", "golden", "inputs", "steps", "outputs")
+
+
+def read_stack(path: Path) -> Stack:
+    """Read a stack.yaml.
+
+    Raises:
+        StackError: the file is missing, not YAML, holds an unknown key, or describes a stack that cannot be.
+    """
+    import yaml
+
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StackError(f"there is no file {path}; give the path of a stack.yaml") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise StackError(f"{path} cannot be read as YAML: {error}") from error
+    here = path.resolve().parent
+    try:
+        top = _mapping(document, "the file")
+        _known(top, _TOP, "the file")
+        return Stack(
+            name=_text(_need(top, "name", "the file"), "name"),
+            steps={
+                str(name): _step(str(name), _mapping(step, f"step {name}"), here)
+                for name, step in _mapping(_need(top, "steps", "the file"), "steps").items()
+            },
+            outputs={
+                str(name): _text(reference, f"output {name}")
+                for name, reference in _mapping(_need(top, "outputs", "the file"), "outputs").items()
+            },
+            targets=_texts(top.get("targets", ()), "targets"),
+            inputs={
+                str(name): _list_input(str(name), _mapping(options, f"input {name}"))
+                for name, options in _mapping(top.get("inputs") or {}, "inputs").items()
+            },
+            golden=here / _text(top["golden"], "golden") if top.get("golden") else None,
+        )
+    except StackError as error:
+        raise StackError(f"{path}: {error}", step=error.step) from None
+
+
+def _step(name: str, raw: Mapping[str, Any], here: Path) -> Step:
+    kinds = [kind for kind in _STEPS if kind in raw]
+    if len(kinds) != 1:
+        raise StackError(
+            f"step {name} must have exactly one of the keys {', '.join(_STEPS)}; it has {', '.join(map(str, raw))}",
+            step=name,
+        )
+    allowed, build = _STEPS[kinds[0]]
+    _known(raw, (kinds[0], *allowed), f"step {name}")
+    return build(name, raw, here)
+
+
+def _workflow(name: str, raw: Mapping[str, Any], here: Path) -> Step:
+    return WorkflowStep(here / _text(raw["workflow"], f"workflow of step {name}"))
+
+
+def _forest(name: str, raw: Mapping[str, Any], here: Path) -> Step:
+    where = f"step {name}"
+    group = raw.get("group")
+    return ForestStep(
+        forest=here / _text(raw["forest"], f"forest of {where}"),
+        reads=_texts(_need(raw, "reads", where), f"reads of {where}"),
+        group=None if group is None else _text(group, f"group of {where}"),
+    )
+
+
+def _net(name: str, raw: Mapping[str, Any], here: Path) -> Step:
+    where = f"step {name}"
+    reads = _mapping(_need(raw, "reads", where), f"reads of {where} (input name: columns)")
+    return NetStep(
+        net=here / _text(raw["net"], f"net of {where}"),
+        reads={str(tensor): _texts(columns, f"reads.{tensor} of {where}") for tensor, columns in reads.items()},
+    )
+
+
+def _mean(name: str, raw: Mapping[str, Any], here: Path) -> Step:
+    return MeanStep(_texts(raw["mean"], f"mean of step {name}"))
+
+
+# the key that says a step's kind -> the other keys it may have, and what builds it
+_STEPS: Mapping[str, tuple[tuple[str, ...], Callable[[str, Mapping[str, Any], Path], Step]]] = {
+    "workflow": ((), _workflow),
+    "forest": (("reads", "group"), _forest),
+    "net": (("reads",), _net),
+    "mean": ((), _mean),
+}
+
+
+def _list_input(name: str, raw: Mapping[str, Any]) -> ListInput:
+    _known(raw, ("max_length", "pad"), f"input {name}")
+    length = _need(raw, "max_length", f"input {name}")
+    if not isinstance(length, int) or isinstance(length, bool):
+        raise StackError(f"max_length of input {name} is {length!r}; give a whole number")
+    return ListInput(length, raw.get("pad"))
+
+
+def _mapping(value: Any, what: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise StackError(f"{what} must be a mapping of keys to values, not {type(value).__name__}")
+    return value
+
+
+def _known(raw: Mapping[str, Any], allowed: tuple[str, ...], where: str) -> None:
+    for key in raw:
+        if key not in allowed:
+            raise StackError(f"{where} has an unknown key {key!r}; it may have {', '.join(allowed)}")
+
+
+def _need(raw: Mapping[str, Any], key: str, where: str) -> Any:
+    if key not in raw:
+        raise StackError(f"{where} lacks the key {key!r}")
+    return raw[key]
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise StackError(f"{what} is {value!r}; give a text")
+    return value
+
+
+def _texts(value: Any, what: str) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, (list, tuple)):
+        raise StackError(f"{what} is {value!r}; give one name or a list of names")
+    return tuple(_text(item, what) for item in value)

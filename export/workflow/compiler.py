@@ -1,0 +1,144 @@
+"""An NVTabular workflow becomes an ONNX graph that equals `workflow.transform` row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tristage.columns import DTYPES, Column
+from tristage.errors import ArtifactError, StackError
+from tristage.export.onnx_graph import GraphBuilder
+
+# each registers its lowerings
+from tristage.export.workflow import keys, lambdas, numeric, selection  # noqa: F401
+from tristage.export.workflow.registry import LOWERINGS, Node, lowering_of
+from tristage.export.workflow.values import NotCompilable, Value
+from tristage.stack import ListInput
+
+__all__ = ["CompiledWorkflow", "compile_workflow", "raw_columns"]
+
+
+@dataclass(frozen=True)
+class CompiledWorkflow:
+    """A compiled workflow: its graph so far, and the columns that can be read from it.
+
+    Attributes:
+        inputs: the raw columns it may read; those that turn out to be needed, the finished graph says.
+        outputs: the columns it makes, in the workflow's order.
+        graph: the builder that holds the nodes.
+        values: output column -> where it is in the graph.
+    """
+
+    inputs: tuple[Column, ...]
+    outputs: tuple[Column, ...]
+    graph: GraphBuilder
+    values: Mapping[str, Value]
+
+
+def raw_columns(workflow: Any, lists: Mapping[str, ListInput], nullable: frozenset[str]) -> tuple[Column, ...]:
+    """The raw columns a fitted workflow reads, without those that only train it (the targets of TargetEncoding).
+
+    Args:
+        workflow: a fitted nvtabular.Workflow.
+        lists: lengths and pads of list columns.
+        nullable: columns that may hold nulls.
+
+    Raises:
+        StackError: a list column's length isn't declared, or something is declared for a column that isn't a list.
+    """
+    columns = []
+    for schema in workflow.input_schema:
+        dtype = "string" if schema.dtype.name in ("object", "string", "str") else schema.dtype.name
+        if dtype not in DTYPES:
+            raise ArtifactError(f"raw column {schema.name} has type {dtype}, which Triton has no tensor for")
+        if not schema.is_list:
+            columns.append(Column(schema.name, dtype, nullable=schema.name in nullable))
+            continue
+        options = lists.get(schema.name)
+        if options is None:
+            raise StackError(
+                f"raw column {schema.name} holds lists; say how long they may be: inputs: {{{schema.name}: {{max_length: N}}}}"
+            )
+        pad = options.pad
+        if pad is None:
+            pad = "" if dtype == "string" else float("nan") if dtype.startswith("float") else 0
+        columns.append(Column(schema.name, dtype, options.max_length, pad))
+    scalar = {column.name for column in columns if column.length is None}
+    for name in lists:
+        if name in scalar:
+            raise StackError(f"inputs declares a length for {name}, which holds one value a row; remove it")
+    return tuple(columns)
+
+
+def compile_workflow(workflow: Any, raw: Sequence[Column]) -> CompiledWorkflow:
+    """Compile a fitted workflow.
+
+    Args:
+        workflow: a fitted nvtabular.Workflow (23.8).
+        raw: its raw columns, as `raw_columns` gives them.
+
+    Raises:
+        ArtifactError: an operator, or a use of one, has no lowering; the message names it.
+    """
+    graph = GraphBuilder()
+    sources = {column.name: _source(graph, column) for column in raw}
+    done: dict[int, dict[str, Value]] = {}
+    try:
+        values = _lower(workflow.output_node, sources, graph, done)
+    except NotCompilable as error:
+        raise ArtifactError(
+            f"the workflow cannot be compiled: {error}. Lowerings are registered with @lowers (tristage.export.workflow)"
+        ) from error
+    names = list(workflow.output_schema.column_names)
+    outputs = tuple(
+        Column(
+            name,
+            values[name].dtype,
+            values[name].length,
+            values[name].pad if values[name].length is not None else None,
+        )
+        for name in names
+    )
+    return CompiledWorkflow(tuple(raw), outputs, graph, {name: values[name] for name in names})
+
+
+def _source(graph: GraphBuilder, column: Column) -> Value:
+    tensor = graph.input(column.name, column.wire_dtype, column.width)
+    if column.length is None:
+        return Value(tensor, column.wire_dtype)
+    return Value(
+        tensor,
+        column.dtype,
+        length=column.length,
+        valid=_not_padding(graph, tensor, column),
+        pad=0 if column.pad is None else column.pad,
+        width=column.width,
+    )
+
+
+def _not_padding(graph: GraphBuilder, tensor: str, column: Column) -> str:
+    if column.dtype == "string":
+        return graph.add("Not", graph.string_is(tensor, str(column.pad)))
+    if isinstance(column.pad, float) and column.pad != column.pad:
+        return graph.add("Not", graph.add("IsNaN", tensor))
+    return graph.add("Not", graph.add("Equal", tensor, graph.scalar(column.pad, column.dtype)))
+
+
+def _lower(node: Any, sources: Mapping[str, Value], graph: GraphBuilder, done: dict[int, dict[str, Value]]) -> dict[str, Value]:
+    """The columns that leave a node, by name; as merlin.dag.executors.LocalExecutor runs it."""
+    if id(node) in done:
+        return done[id(node)]
+    columns: dict[str, Value] = {}
+    for upstream in node.parents_with_dependencies:
+        columns.update(_lower(upstream, sources, graph, done))
+    for name in (*node.input_schema.column_names, *node.dependency_columns.names):
+        if name not in columns and name in sources:
+            columns[name] = sources[name]
+    lowering = lowering_of(node.op)
+    if lowering is None:
+        known = ", ".join(sorted({name.rsplit(".", 1)[1] for name in LOWERINGS}))
+        raise NotCompilable(f"operator {type(node.op).__name__} has no lowering (there are ones for {known})")
+    made = lowering(Node(node.op, node.input_columns.resolve(node.input_schema), columns), graph)
+    done[id(node)] = {name: made[name] for name in node.output_schema.column_names}
+    return done[id(node)]

@@ -1,0 +1,113 @@
+"""Writes a model repository: aside first, then renamed into place, so that a failure leaves what was there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+
+from tristage.errors import ExportError
+from tristage.export.config import ensemble_config, model_config
+from tristage.export.place import Placement
+from tristage.manifest import KEPT, MANIFEST
+
+__all__ = ["aside", "check_place", "write_models"]
+
+_RUNNER = "from tristage.serving.runner import TritonPythonModel  # noqa: F401\n"
+# what a repository's folder may hold without being one
+_OWN = (KEPT, ".gitignore", ".gitkeep")
+
+
+def check_place(path: Path, overwrite: bool) -> None:
+    """Refuse to export over something that `overwrite` doesn't cover.
+
+    Raises:
+        ExportError: the path is a file, holds a repository and `overwrite` is off, or holds something else.
+    """
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise ExportError(f"{path} is a file; give a folder to export to")
+    found = sorted(entry.name for entry in path.iterdir() if entry.name not in _OWN)
+    if not found:
+        return
+    if not (path / MANIFEST).is_file():
+        raise ExportError(f"{path} holds {found[0]}, which no export of tristage wrote; give an empty or new folder")
+    if not overwrite:
+        raise ExportError(f"{path} already holds an exported stack; give another folder, or --overwrite to replace it")
+
+
+@contextlib.contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """A new folder beside `path` that takes its place when the block ends well, and vanishes when it doesn't.
+
+    Raises:
+        ExportError: the disk is full, or the folder cannot be written; `path` is as it was.
+    """
+    path = path.resolve()
+    fresh: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        fresh.chmod(0o755)
+        yield fresh
+        _swap(fresh, path)
+    except OSError as error:
+        raise ExportError(
+            f"{path} could not be written: {error.strerror or error} ({error.filename or fresh or path.parent}); "
+            "what was there before is untouched"
+        ) from error
+    finally:
+        if fresh is not None:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _swap(fresh: Path, path: Path) -> None:
+    """Put `fresh` where `path` is, keeping the owner's own files."""
+    if not path.exists():
+        fresh.rename(path)
+        return
+    for name in _OWN:
+        if (path / name).is_file():
+            shutil.copy2(path / name, fresh / name)
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+    try:
+        path.rename(old)  # onto an empty folder: allowed, and atomic
+        try:
+            fresh.rename(path)
+        except OSError:
+            old.rename(path)
+            raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write_models(repository: Path, placement: Placement) -> None:
+    """Write every model's folder: configuration, runner and graph; and the ensemble's."""
+    for model in placement.models:
+        version = repository / model.name / "1"
+        version.mkdir(parents=True)
+        (repository / model.name / "config.pbtxt").write_text(model_config(model, placement.signature.max_batch))
+        (version / "model.py").write_text(_RUNNER)
+        _save(model.graph, version / "graph.onnx")
+    ensemble = repository / placement.signature.stack
+    (ensemble / "1").mkdir(parents=True)
+    # Triton wants the version's folder; a file keeps it alive in archives that drop empty folders
+    (ensemble / "1" / ".keep").touch()
+    (ensemble / "config.pbtxt").write_text(ensemble_config(placement))
+
+
+def _save(graph: onnx.ModelProto, path: Path) -> None:
+    """Save a graph, its larger tensors in `graph.bin` beside it, from where they are memory-mapped."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(graph)  # saving moves the tensors out of the model it is given
+    onnx.save_model(
+        copy, path, save_as_external_data=True, all_tensors_to_one_file=True, location="graph.bin", size_threshold=4096
+    )
+    with contextlib.suppress(OSError), path.open("rb") as stream:
+        os.fsync(stream.fileno())

@@ -1,0 +1,113 @@
+"""The command `tristage serve`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from tristage.errors import ServerError
+from tristage.terminal import console
+
+if TYPE_CHECKING:
+    from tristage.serving.server import Server
+
+__all__ = ["parse_cores", "serve"]
+
+
+class _Asked(BaseException):
+    """SIGINT or SIGTERM came. Not an Exception, so that nothing on the way up takes it for a failure."""
+
+
+def serve(
+    repository: Annotated[
+        Path, typer.Argument(help="The model repository that `tristage export` wrote.", show_default=True)
+    ] = Path("model_repository"),
+    cores: Annotated[
+        str | None,
+        typer.Option(
+            help="Cores to pin the server to, such as 0 or 0,2-3; thread pools get as many threads. All if unset."
+        ),
+    ] = None,
+    http_port: Annotated[int, typer.Option(help="Port for HTTP; 0 picks a free one.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(help="Port for gRPC; 0 picks a free one.")] = 8001,
+    metrics_port: Annotated[int, typer.Option(help="Port for Prometheus metrics; 0 picks a free one.")] = 8002,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. There is no authentication: 0.0.0.0 serves whoever reaches it.")
+    ] = "127.0.0.1",
+    timeout: Annotated[float, typer.Option(help="Seconds until all models must be ready.")] = 120.0,
+) -> None:
+    """Serve a model repository with Triton until Ctrl-C or SIGTERM; requests in flight are answered."""
+    from tristage.manifest import read_manifest
+    from tristage.serving.server import serve as start
+
+    pinned = None if cores is None else parse_cores(cores)
+    manifest = read_manifest(repository)
+    began = time.monotonic()
+    where = "all cores" if pinned is None else f"core{'s' if len(pinned) > 1 else ''} {cores}"
+    console.print(f"serving {manifest.stack} ({manifest.target}) from {repository} on {where}", markup=False)
+    running: list[Server] = []
+
+    def hurry(number: int, frame: FrameType | None) -> None:
+        for server in running:
+            server.kill()
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, hurry)
+        raise _Asked
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with start(
+            repository,
+            cores=pinned,
+            http_port=http_port,
+            grpc_port=grpc_port,
+            metrics_port=metrics_port,
+            host=host,
+            timeout=timeout,
+            log=sys.stderr,
+        ) as server:
+            running.append(server)
+            console.print(
+                f"HTTP     {server.http_url}\n"
+                f"gRPC     {server.grpc_url}\n"
+                f"metrics  {server.metrics_url}\n"
+                f"ready after {time.monotonic() - began:.1f} s (tritonserver is process {server.pid}); try:\n"
+                f"  curl {server.http_url}/v2/models/{manifest.stack}\n"
+                "Ctrl-C ends it",
+                markup=False,
+                soft_wrap=True,
+            )
+            server.wait()
+            raise ServerError(f"Triton ended by itself: {server.why()}; its log is above; start it again")
+    except _Asked:
+        console.print("ended")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def parse_cores(text: str) -> list[int]:
+    """ "0,2-3" -> [0, 2, 3].
+
+    Raises:
+        ServerError: the text is no such list.
+    """
+    found: set[int] = set()
+    try:
+        for part in text.split(","):
+            first, dash, last = part.strip().partition("-")
+            cores = range(int(first), int(last if dash else first) + 1)
+            if not cores or len(cores) > 65536:
+                raise ValueError
+            found.update(cores)
+    except ValueError:
+        raise ServerError(f"--cores {text!r} is no list of cores; write it like 0 or 0,2-3") from None
+    return sorted(found)

@@ -1,0 +1,138 @@
+"""A lowered graph, opened with ONNX Runtime on the CPU and evaluated on dictionaries of arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+__all__ = ["Graph", "GraphError", "Tensor", "decode"]
+
+# ONNX Runtime's name of an element type -> (Triton's name in configurations, numpy's)
+_TYPES = {
+    "tensor(bool)": ("TYPE_BOOL", "bool"),
+    "tensor(int8)": ("TYPE_INT8", "int8"),
+    "tensor(int16)": ("TYPE_INT16", "int16"),
+    "tensor(int32)": ("TYPE_INT32", "int32"),
+    "tensor(int64)": ("TYPE_INT64", "int64"),
+    "tensor(uint8)": ("TYPE_UINT8", "uint8"),
+    "tensor(uint16)": ("TYPE_UINT16", "uint16"),
+    "tensor(uint32)": ("TYPE_UINT32", "uint32"),
+    "tensor(uint64)": ("TYPE_UINT64", "uint64"),
+    "tensor(float16)": ("TYPE_FP16", "float16"),
+    "tensor(float)": ("TYPE_FP32", "float32"),
+    "tensor(double)": ("TYPE_FP64", "float64"),
+    "tensor(string)": ("TYPE_STRING", "object"),
+}
+
+
+class GraphError(ValueError):
+    """A graph cannot be opened, or arrays do not fit it. Never leaves the server: it becomes a request's error."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of a graph.
+
+    Attributes:
+        name: its name.
+        triton_type: as in config.pbtxt, such as "TYPE_FP32".
+        dtype: numpy's; object for strings.
+    """
+
+    name: str
+    triton_type: str
+    dtype: np.dtype[Any]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An opened graph.
+
+    Attributes:
+        session: ONNX Runtime's.
+        inputs: its inputs in the graph's order.
+        outputs: its outputs in the graph's order.
+    """
+
+    session: Any
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+    @classmethod
+    def open(cls, path: Path, threads: int = 1) -> Graph:
+        """Open an ONNX file, with the external data beside it.
+
+        Args:
+            path: the file.
+            threads: threads one operator may use.
+
+        Raises:
+            GraphError: the file is missing or is no graph that this ONNX Runtime can run.
+        """
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.enable_mem_pattern = False  # a pattern is kept for every batch size ever seen
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the core is shared with Triton
+        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        try:
+            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's errors share no base class
+            raise GraphError(f"{path} cannot be opened by ONNX Runtime {onnxruntime.__version__}: {error}") from error
+        return cls(session, tuple(map(_tensor, session.get_inputs())), tuple(map(_tensor, session.get_outputs())))
+
+    def run(self, tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Evaluate the graph.
+
+        Args:
+            tensors: for every input an array of its dtype, [rows, k]; strings as object arrays of str.
+
+        Returns:
+            For every output an array [rows, k]; strings as object arrays of str.
+
+        Raises:
+            GraphError: an input is missing or has another dtype, or the evaluation fails.
+        """
+        feed = {}
+        for tensor in self.inputs:
+            if tensor.name not in tensors:
+                raise GraphError(f"input {tensor.name} is missing")
+            array = tensors[tensor.name]
+            if array.dtype != tensor.dtype:
+                raise GraphError(f"input {tensor.name} must be {tensor.dtype}, not {array.dtype}")
+            feed[tensor.name] = array
+        try:
+            answers = self.session.run(None, feed)
+        except Exception as error:
+            raise GraphError(f"the graph cannot be evaluated: {error}") from error
+        return {tensor.name: answer for tensor, answer in zip(self.outputs, answers, strict=True)}
+
+
+def _tensor(argument: Any) -> Tensor:
+    if argument.type not in _TYPES:
+        raise GraphError(f"{argument.name} is a {argument.type}, which Triton has no type for")
+    triton_type, dtype = _TYPES[argument.type]
+    return Tensor(argument.name, triton_type, np.dtype(dtype))
+
+
+def decode(array: NDArray[np.object_], name: str) -> NDArray[np.object_]:
+    """Strings as Triton hands them over (bytes) -> as ONNX Runtime takes them (str), same shape.
+
+    Raises:
+        GraphError: one is not UTF-8.
+    """
+    out = np.empty(array.size, dtype=object)
+    try:
+        out[:] = [value.decode() for value in array.ravel().tolist()]
+    except UnicodeDecodeError as error:
+        raise GraphError(f"input {name} holds a string that is not UTF-8: {error.object[:40]!r}") from error
+    return out.reshape(array.shape)

@@ -1,0 +1,114 @@
+"""What a step's model.py names: runs the step's lowered graph inside Triton's Python backend."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tristage.serving.graph import Graph, GraphError, decode
+
+__all__ = ["TritonPythonModel"]
+
+Tensors = dict[str, NDArray[Any]]
+
+
+class TritonPythonModel:
+    """Opens graph.onnx from the model's version folder; evaluates all requests it is handed at once."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Open the graph and compare it with the model's configuration.
+
+        Raises:
+            GraphError: the graph cannot be opened or has other tensors than config.pbtxt; the model does not load.
+        """
+        self._triton: Any = importlib.import_module("triton_python_backend_utils")  # exists only inside Triton
+        config = json.loads(args["model_config"])
+        folder = Path(args["model_repository"]) / args["model_version"]
+        threads = int(os.environ.get("TRISTAGE_THREADS", "1"))
+        self._graph = Graph.open(folder / "graph.onnx", threads)
+        check_config(self._graph, config)
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """Answer every request, in order; one that fails gets an error of its own."""
+        answers = evaluate(self._graph, [self._read(request) for request in requests])
+        return [self._respond(request, answer) for request, answer in zip(requests, answers, strict=True)]
+
+    def _read(self, request: Any) -> Tensors | GraphError:
+        tensors = {}
+        try:
+            for tensor in self._graph.inputs:
+                found = self._triton.get_input_tensor_by_name(request, tensor.name)
+                if found is None:
+                    raise GraphError(f"input {tensor.name} is missing")
+                array = found.as_numpy()
+                tensors[tensor.name] = decode(array, tensor.name) if tensor.dtype == object else array
+        except GraphError as error:
+            return error
+        except Exception as error:  # whatever one request holds must not take the others with it
+            return GraphError(f"the request cannot be read: {error}")
+        return tensors
+
+    def _respond(self, request: Any, answer: Tensors | GraphError) -> Any:
+        if isinstance(answer, GraphError):
+            return self._triton.InferenceResponse(output_tensors=[], error=self._triton.TritonError(str(answer)))
+        wanted = set(request.requested_output_names())
+        return self._triton.InferenceResponse(
+            output_tensors=[self._triton.Tensor(name, array) for name, array in answer.items() if name in wanted]
+        )
+
+
+def check_config(graph: Graph, config: Mapping[str, Any]) -> None:
+    """Compare a graph with a model configuration.
+
+    Raises:
+        GraphError: they name other inputs or outputs, or give one another type.
+    """
+    for side, tensors in (("input", graph.inputs), ("output", graph.outputs)):
+        have = {tensor.name: tensor.triton_type for tensor in tensors}
+        said = {entry["name"]: entry["data_type"] for entry in config[side]}
+        fits = said == have if side == "input" else said.items() <= have.items()  # an output may go unread
+        if not fits:
+            raise GraphError(f"config.pbtxt and graph.onnx differ in their {side}s: {said} against {have}")
+
+
+def evaluate(graph: Graph, requests: Sequence[Tensors | GraphError]) -> list[Tensors | GraphError]:
+    """Evaluate a graph once for many requests.
+
+    Args:
+        graph: the graph.
+        requests: inputs of each request, [rows, k] with rows of its own; or the error it already has.
+
+    Returns:
+        For every request its outputs, or the error it ends with.
+    """
+    good = [request for request in requests if not isinstance(request, GraphError)]
+    answers = iter(_join(graph, good) if len(good) > 1 else [_alone(graph, request) for request in good])
+    return [request if isinstance(request, GraphError) else next(answers) for request in requests]
+
+
+def _alone(graph: Graph, request: Tensors) -> Tensors | GraphError:
+    try:
+        return graph.run(request)
+    except GraphError as error:
+        return error
+
+
+def _join(graph: Graph, requests: Sequence[Tensors]) -> Sequence[Tensors | GraphError]:
+    try:
+        first = graph.inputs[0].name
+        ends = np.cumsum([len(request[first]) for request in requests])
+        joined = {t.name: np.concatenate([request[t.name] for request in requests]) for t in graph.inputs}
+        outputs = graph.run(joined)
+        if any(len(array) != ends[-1] for array in outputs.values()):
+            raise GraphError("an output has not one row for each row that came in")
+    except (GraphError, ValueError):  # one of them is at fault: alone, each gets the answer it deserves
+        return [_alone(graph, request) for request in requests]
+    parts = {name: np.split(array, ends[:-1]) for name, array in outputs.items()}
+    return [{name: parts[name][index] for name in parts} for index in range(len(requests))]

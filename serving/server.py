@@ -1,0 +1,346 @@
+"""Starts Triton on a model repository and sees it to its end."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import http.client
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from tristage.errors import PortInUse, RepositoryError, ServerError
+from tristage.serving.log import Log, LogTarget, reason, still_loading, taken_port
+from tristage.serving.triton import EXIT_TIMEOUT, Ports, Triton, arguments, environment, find_triton
+
+__all__ = ["Server", "serve"]
+
+_PATIENCE = EXIT_TIMEOUT + 10.0  # seconds from asking Triton to end to killing it
+_POLL = 0.05  # seconds between two looks at a server that is starting
+
+
+class Server:
+    """A running Triton. Made by `serve`; ends with its `with` block, with `stop`, or when this program ends.
+
+    Attributes:
+        http_url: such as "http://127.0.0.1:8000".
+        grpc_url: such as "grpc://127.0.0.1:8001".
+        metrics_url: Prometheus metrics, such as "http://127.0.0.1:8002/metrics".
+        pid: tritonserver's process id.
+        cores: the cores it is pinned to; None where it is not.
+        stack: the name of the ensemble it serves.
+    """
+
+    def __init__(
+        self, warden: subprocess.Popen[bytes], log: Log, *, pid: int, host: str, ports: Ports, stack: str
+    ) -> None:
+        self._warden = warden
+        self._log = log
+        self._asked = False
+        self.pid = pid
+        self.http_url = f"http://{host}:{ports.http}"
+        self.grpc_url = f"grpc://{host}:{ports.grpc}"
+        self.metrics_url = f"http://{host}:{ports.metrics}/metrics"
+        self.cores: tuple[int, ...] | None = None
+        self.stack = stack
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+
+    def alive(self) -> bool:
+        """Whether Triton is still running."""
+        return self._warden.poll() is None
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Wait until Triton has ended.
+
+        Args:
+            timeout: seconds to wait at most.
+
+        Returns:
+            Its exit code, 128 + n where signal n ended it; None while it is still running after `timeout`.
+        """
+        try:
+            code = self._warden.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return None
+        self._log.finish(5.0)
+        return code
+
+    def stop(self) -> None:
+        """End Triton: requests in flight are answered, for up to 30 seconds; then it is killed. Safe to call again."""
+        self._end()
+        if self.wait(_PATIENCE + 10.0) is None:  # the warden itself is stuck
+            for group in (self.pid, self._warden.pid):
+                _kill_group(group)
+            self.wait(10.0)
+
+    def kill(self) -> None:
+        """Have Triton ended at once, requests in flight or not; does not wait for it, `stop` does."""
+        if not self._asked:
+            self._end()
+            time.sleep(0.1)
+        if self.alive():
+            self._warden.send_signal(signal.SIGTERM)  # told again, the warden does not wait any longer
+
+    def why(self) -> str:
+        """Why Triton ended, as far as its exit code and its log tell."""
+        code = self.wait(5.0)
+        if code is not None and code > 128:
+            name = signal.Signals(code - 128).name
+            hint = ", perhaps because memory ran out" if name == "SIGKILL" else ""
+            return f"it was ended by {name}{hint}"
+        return reason(self.log_tail())
+
+    def log_tail(self) -> list[str]:
+        """The last lines of Triton's log, oldest first."""
+        return self._log.tail()
+
+    def _end(self) -> None:
+        if not self._asked:
+            self._asked = True
+            self._warden.send_signal(signal.SIGTERM)
+
+
+def serve(
+    repository: str | os.PathLike[str],
+    *,
+    cores: Sequence[int] | None = None,
+    http_port: int = 8000,
+    grpc_port: int = 8001,
+    metrics_port: int = 8002,
+    host: str = "127.0.0.1",
+    timeout: float = 120.0,
+    log: LogTarget = None,
+) -> Server:
+    """Start Triton on a repository that `tristage export` wrote, and wait until all its models are ready.
+
+    Args:
+        repository: the folder that holds manifest.json.
+        cores: cores the server and everything it starts is pinned to; thread pools get as many threads. None: all.
+        http_port: port for HTTP; 0 picks a free one, here and below.
+        grpc_port: port for gRPC.
+        metrics_port: port for Prometheus metrics.
+        host: IPv4 address or name of this machine to listen on; "0.0.0.0" is all of them.
+        timeout: seconds until the server must be ready.
+        log: takes Triton's log, a function line by line or an open text file; None drops it.
+
+    Returns:
+        The running server.
+
+    Raises:
+        RepositoryError: the repository is incomplete, or a file in it is not the one that was exported.
+        PortInUse: a port is taken.
+        ServerError: no Triton is installed, a core does not exist, a model does not load, or the server is not ready
+            in time.
+    """
+    from tristage.manifest import check_files, read_manifest
+
+    root = Path(repository).absolute()
+    manifest = read_manifest(root)
+    check_files(root, manifest)
+    if not (root / manifest.stack).is_dir():
+        raise RepositoryError(f"{root} has no model {manifest.stack}, which its manifest names; export the stack again")
+    pinned = _check_cores(cores)
+    address = _address(host)
+    wanted = {"--http-port": http_port, "--grpc-port": grpc_port, "--metrics-port": metrics_port}
+    triton = find_triton()
+    env = environment(triton, pinned)
+    deadline = time.monotonic() + timeout
+    attempts = 3 if 0 in wanted.values() else 1  # between choosing a free port and using it, another may take it
+    while True:
+        attempts -= 1
+        ports = _choose_ports(address, wanted)
+        name = f"tristage-{secrets.token_hex(6)}"
+        argv = arguments(triton, root, host=address, ports=ports, server_id=name)
+        server = _launch(triton, argv, env, name, pinned, log=log, host=address, ports=ports, stack=manifest.stack)
+        try:
+            _await_ready(server, ports, name, deadline, timeout)
+            return server
+        except PortInUse:
+            server.kill()
+            server.stop()
+            if not attempts:
+                raise
+        except BaseException:  # an interrupt too must not leave a server behind
+            server.kill()
+            server.stop()
+            raise
+
+
+def _launch(
+    triton: Triton,
+    argv: list[str],
+    env: dict[str, str],
+    name: str,
+    cores: tuple[int, ...] | None,
+    *,
+    log: LogTarget,
+    host: str,
+    ports: Ports,
+    stack: str,
+) -> Server:
+    report_here, report_there = os.pipe()
+    task = {"parent": os.getpid(), "report": report_there, "argv": argv, "cores": cores, "patience": _PATIENCE}
+    task |= {"shm": name, "http_port": ports.http}
+    script = Path(__file__).with_name("warden.py")
+    try:
+        warden = subprocess.Popen(  # noqa: S603  nothing in it comes from a network
+            [sys.executable, "-I", "-S", str(script), json.dumps(task)],
+            env=env,
+            cwd=triton.start,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # so that Ctrl-C in a terminal reaches only this program
+            restore_signals=False,  # SIGPIPE stays ignored: requests are answered though nobody reads the log
+            pass_fds=[report_there],
+        )
+    except OSError as error:
+        os.close(report_here)
+        raise ServerError(f"cannot start {sys.executable}: {error}") from error
+    finally:
+        os.close(report_there)
+    reader = Log(warden.stdout, log)
+    with os.fdopen(report_here) as report:
+        pid = report.readline()
+    if not pid:
+        warden.kill()
+        warden.wait()
+        reader.finish(5.0)
+        raise ServerError(f"tritonserver was not started: {reason(reader.tail())}")
+    shown = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104  every address includes this one
+    server = Server(warden, reader, pid=int(pid), host=shown, ports=ports, stack=stack)
+    server.cores = cores
+    return server
+
+
+def _await_ready(server: Server, ports: Ports, name: str, deadline: float, timeout: float) -> None:
+    """Return when every model is ready; raise as soon as that cannot happen any more."""
+    host = server.http_url.removeprefix("http://").rpartition(":")[0]
+    while server.alive():
+        if _is_ready(host, ports.http, name, server.stack) and _listens(server.pid, ports.metrics):
+            return
+        if taken := taken_port(server.log_tail()):
+            raise PortInUse(
+                f"port {taken} was taken by another program while Triton was starting; choose another port", port=taken
+            )
+        if time.monotonic() > deadline:
+            loading = ", ".join(still_loading(server.log_tail())) or "no model any more"
+            raise ServerError(f"Triton was not ready after {timeout:g} s, loading {loading}; allow more with --timeout")
+        time.sleep(_POLL)
+    raise ServerError(f"Triton ended while it was starting: {server.why()}")
+
+
+def _is_ready(host: str, port: int, name: str, stack: str) -> bool:
+    """Whether this server, and not another one at the same port, is ready with all its models."""
+    connection = http.client.HTTPConnection(host, port, timeout=5.0)
+    try:
+        for path in ("/v2/health/ready", f"/v2/models/{stack}/ready", "/v2"):
+            connection.request("GET", path)
+            response = connection.getresponse()
+            body = response.read()
+            if response.status != 200:
+                return False
+        return bool(json.loads(body)["name"] == name)
+    except (OSError, http.client.HTTPException, ValueError, KeyError):
+        return False
+    finally:
+        connection.close()
+
+
+def _listens(pid: int, port: int) -> bool:
+    """Whether a process itself listens on a TCP port. Triton goes on without metrics where that port is taken."""
+    with contextlib.suppress(OSError, IndexError, ValueError):  # the process may end at any time
+        inodes = {os.fspath(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+        for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
+            fields = line.split()  # local address at 1, state at 3 (0A listens), inode at 9
+            if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
+                return f"socket:[{fields[9]}]" in inodes
+    return False
+
+
+def _address(host: str) -> str:
+    try:
+        return str(socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
+    except OSError as error:
+        raise ServerError(
+            f"--host {host} is not an IPv4 address or name of this machine ({error}); "
+            "use 127.0.0.1 for this machine alone or 0.0.0.0 for every network it is on"
+        ) from error
+
+
+def _choose_ports(address: str, wanted: dict[str, int]) -> Ports:
+    """Check that each port is free, and choose one where 0 is wanted.
+
+    Triton itself notices a taken port only after all models are loaded.
+    """
+    sockets = []
+    chosen = []
+    try:
+        for option, port in wanted.items():
+            if not 0 <= port <= 65535:
+                raise ServerError(f"{option} {port} is not a port; choose one from 1 to 65535, or 0 for a free one")
+            probe = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            sockets.append(probe)
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that only waits out its last use
+            try:
+                probe.bind((address, port))
+                probe.listen(1)
+            except OSError as error:
+                raise _bind_error(error, option, port, address) from error
+            chosen.append(probe.getsockname()[1])
+    finally:
+        for probe in sockets:
+            probe.close()
+    return Ports(*chosen)
+
+
+def _bind_error(error: OSError, option: str, port: int, address: str) -> ServerError:
+    if error.errno == errno.EADDRINUSE:
+        return PortInUse(
+            f"port {port} on {address} is already taken; stop what listens there, or choose another with {option} "
+            f"(0 picks a free one)",
+            port=port,
+        )
+    if error.errno == errno.EADDRNOTAVAIL:
+        return ServerError(f"--host {address} is not an address of this machine; use 127.0.0.1 or 0.0.0.0")
+    return ServerError(f"cannot listen on port {port} of {address} ({error.strerror}); choose another with {option}")
+
+
+def _check_cores(cores: Sequence[int] | None) -> tuple[int, ...] | None:
+    if cores is None:
+        return None
+    wanted = set(cores)
+    usable: set[int] = set()
+    if wanted and min(wanted) >= 0:
+        # only the kernel knows what a container may use; this changes the calling thread alone, for a moment
+        before = os.sched_getaffinity(0)
+        try:
+            os.sched_setaffinity(0, wanted)
+            usable = os.sched_getaffinity(0)
+        except (OSError, ValueError, OverflowError):
+            usable = wanted & before
+        finally:
+            os.sched_setaffinity(0, before)
+    if not wanted or usable != wanted:
+        missing = ", ".join(map(str, sorted(wanted - usable))) or "none given"
+        have = ", ".join(map(str, sorted(os.sched_getaffinity(0))))
+        raise ServerError(f"--cores: cannot use core {missing}; this machine lets this program use {have}")
+    return tuple(sorted(wanted))
+
+
+def _kill_group(pid: int) -> None:
+    with contextlib.suppress(OSError):
+        os.killpg(pid, signal.SIGKILL)

@@ -1,0 +1,130 @@
+"""The manifest: what a model repository holds, who wrote it, and the checksum of every file in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tristage.columns import Signature
+from tristage.errors import RepositoryError
+
+__all__ = ["GOLDEN", "KEPT", "MANIFEST", "Manifest", "check_files", "checksums", "read_manifest", "write_manifest"]
+
+MANIFEST = "manifest.json"
+GOLDEN = "golden.parquet"
+KEPT = "README.md"  # the one file of a repository that belongs to its owner, not to an export
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an export wrote.
+
+    Attributes:
+        stack: the stack's name, which is the ensemble's.
+        target: the target it was placed on, such as "pip-cpu".
+        layout: "ensemble".
+        signature: the columns that go in and come out.
+        models: step name -> Triton model name.
+        versions: library -> version that read the artifacts and wrote the repository.
+        files: POSIX path relative to the repository -> SHA-256 in hexadecimal; every file but the manifest and README.
+        notes: what the exporter wants known, one sentence each.
+    """
+
+    stack: str
+    target: str
+    layout: str
+    signature: Signature
+    models: Mapping[str, str]
+    versions: Mapping[str, str]
+    files: Mapping[str, str]
+    notes: tuple[str, ...] = field(default=())
+
+
+def write_manifest(repository: Path, manifest: Manifest) -> None:
+    """Write `manifest.json`; the same manifest gives the same bytes."""
+    document: dict[str, Any] = {"format": FORMAT, **asdict(manifest)}
+    (repository / MANIFEST).write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_manifest(repository: Path) -> Manifest:
+    """Read a repository's manifest.
+
+    Raises:
+        RepositoryError: no manifest, or one that is not JSON, of another format, or incomplete.
+    """
+    path = repository / MANIFEST
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise RepositoryError(
+            f"{repository} holds no {MANIFEST}, so it is not a tristage repository (or is incomplete); "
+            f"write one with: tristage export stack.yaml -o {repository}"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise RepositoryError(f"{path} cannot be read ({error}); export the stack again") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        found = document.get("format") if isinstance(document, dict) else type(document).__name__
+        raise RepositoryError(
+            f"{path} has format {found!r}, this tristage reads format {FORMAT}; export the stack again with this version"
+        )
+    try:
+        return Manifest(
+            stack=document["stack"],
+            target=document["target"],
+            layout=document["layout"],
+            signature=Signature.from_json(json.dumps(document["signature"])),
+            models=dict(document["models"]),
+            versions=dict(document["versions"]),
+            files=dict(document["files"]),
+            notes=tuple(document["notes"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise RepositoryError(f"{path} is incomplete ({error!r}); export the stack again") from error
+
+
+def checksums(repository: Path) -> dict[str, str]:
+    """SHA-256 of every file of a repository but its manifest and README, by POSIX path, sorted."""
+    return {path.relative_to(repository).as_posix(): _sha256(path) for path in _files(repository)}
+
+
+def check_files(repository: Path, manifest: Manifest) -> None:
+    """Check that every file the manifest lists is there, and unchanged, and that no model was added.
+
+    Raises:
+        RepositoryError: names the files that are missing, changed or strange.
+    """
+    missing = [name for name in manifest.files if not (repository / name).is_file()]
+    changed = [
+        name
+        for name, digest in manifest.files.items()
+        if name not in missing and _sha256(repository / name) != digest
+    ]
+    strange = sorted({path.relative_to(repository).as_posix() for path in _files(repository)} - set(manifest.files))
+    faults = [
+        f"{word}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
+        for word, names in (("missing", missing), ("changed since export", changed), ("not of this export", strange))
+        if names
+    ]
+    if faults:
+        raise RepositoryError(f"{repository} does not match its {MANIFEST} ({'; '.join(faults)}); export the stack again")
+
+
+def _files(repository: Path) -> Iterator[Path]:
+    own = {repository / MANIFEST, repository / KEPT}
+    for path in sorted(repository.rglob("*")):
+        # Python writes bytecode beside the models it runs
+        if path.is_file() and path not in own and path.suffix != ".pyc" and path.name != ".gitignore":
+            yield path
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

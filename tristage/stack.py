@@ -1,0 +1,190 @@
+"""The stack: a directed graph of named steps over named columns, declared in Python or in stack.yaml.
+
+A step reads columns and makes columns. References are written `step.column`, `step` (all its columns, in order),
+`step.prefix_*` (a glob, in the step's order) or, for a raw column of the request, its bare name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from tristage.errors import StackError
+
+__all__ = ["ForestStep", "ListInput", "MeanStep", "NetStep", "Stack", "Step", "WorkflowStep", "split_reference"]
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True)
+class ListInput:
+    """What an artifact cannot say of a raw list column: how long it may be, and what fills it up.
+
+    Attributes:
+        max_length: elements a list may have; a client cuts longer ones, and says so.
+        pad: the value that fills a shorter list (0 for integers, NaN for floats, "" for strings when None).
+    """
+
+    max_length: int
+    pad: int | float | str | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_length < 1:
+            raise StackError(f"max_length is {self.max_length}; a list column needs room for at least one element")
+
+
+@dataclass(frozen=True)
+class WorkflowStep:
+    """Preprocessing: a fitted NVTabular workflow, or the folder it was saved to. Reads raw columns."""
+
+    workflow: Any
+
+    def references(self) -> tuple[str, ...]:
+        """A workflow names its raw columns itself."""
+        return ()
+
+
+@dataclass(frozen=True)
+class ForestStep:
+    """Trees: one forest, or one per target, a bag of them, and a set per group.
+
+    Attributes:
+        forest: a file, or a pattern with any of `{target}`, `{bag}` and `{group}` in it, such as
+            `xgb1/{target}-{bag}.ubj`; or in Python a Booster. Bags are averaged as probabilities.
+        reads: the columns to take features from; a forest that knows its features' names finds them by name.
+        group: the column whose value chooses the `{group}` that answers a row.
+    """
+
+    forest: Any
+    reads: tuple[str, ...]
+    group: str | None = None
+
+    def references(self) -> tuple[str, ...]:
+        """What the step reads, the group's column last."""
+        return self.reads if self.group is None else (*self.reads, self.group)
+
+
+@dataclass(frozen=True)
+class NetStep:
+    """A neural net: a .keras, .pt2 or .onnx file, or in Python a Keras model or an ExportedProgram.
+
+    Attributes:
+        net: the artifact.
+        reads: the net's input name -> the columns that make it, side by side.
+    """
+
+    net: Any
+    reads: Mapping[str, tuple[str, ...]]
+
+    def references(self) -> tuple[str, ...]:
+        """Everything the step reads."""
+        return tuple(reference for columns in self.reads.values() for reference in columns)
+
+
+@dataclass(frozen=True)
+class MeanStep:
+    """The mean of several steps, column by column; the steps have columns of the same names."""
+
+    mean: tuple[str, ...]
+
+    def references(self) -> tuple[str, ...]:
+        """The steps averaged."""
+        return self.mean
+
+
+Step = WorkflowStep | ForestStep | NetStep | MeanStep
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A trained stack, checked when it is built.
+
+    Attributes:
+        name: letters, digits and underscores; the served ensemble's name.
+        steps: name -> step, in any order.
+        outputs: name of an output -> the column it answers, as `step.column`.
+        targets: names of what is predicted; a model with as many outputs names its columns after them.
+        inputs: list columns' lengths and pads.
+        golden: Parquet file of held-out raw rows that the training libraries are asked about, at export.
+    """
+
+    name: str
+    steps: Mapping[str, Step]
+    outputs: Mapping[str, str]
+    targets: tuple[str, ...] = ()
+    inputs: Mapping[str, ListInput] = field(default_factory=dict)
+    golden: Path | None = None
+
+    def __post_init__(self) -> None:
+        for attribute in ("steps", "outputs", "inputs"):
+            object.__setattr__(self, attribute, MappingProxyType(dict(getattr(self, attribute))))
+        for name in (self.name, *self.steps, *self.outputs):
+            if not _NAME.fullmatch(name):
+                raise StackError(f"{name!r} is not a name; use letters, digits and underscores, a letter first")
+        if not self.steps:
+            raise StackError(f"stack {self.name} has no steps; give it at least one forest or net")
+        if not self.outputs:
+            raise StackError(f"stack {self.name} has no outputs; name at least one, such as outputs: {{like: score.like}}")
+        self._check_references()
+        self._check_used()
+
+    def order(self) -> tuple[str, ...]:
+        """The steps' names, each after those it reads.
+
+        Raises:
+            StackError: the steps form a cycle; the message shows it.
+        """
+        graph = {name: sorted(self.reads_steps(name)) for name in self.steps}
+        try:
+            return tuple(TopologicalSorter(graph).static_order())
+        except CycleError as error:
+            cycle = " -> ".join(reversed(error.args[1]))
+            raise StackError(
+                f"steps of stack {self.name} read each other in a circle: {cycle}; a step can only read earlier steps",
+                step=error.args[1][0],
+            ) from None
+
+    def reads_steps(self, name: str) -> set[str]:
+        """The steps that step `name` reads."""
+        return {step for step, _ in map(split_reference, self.steps[name].references()) if step in self.steps}
+
+    def _check_references(self) -> None:
+        for name, step in self.steps.items():
+            for reference in step.references():
+                self._check_reference(reference, f"step {name}", name)
+        for output, reference in self.outputs.items():
+            step_name, column = split_reference(reference)
+            if step_name not in self.steps or column is None:
+                raise StackError(
+                    f"output {output} is {reference!r}; write it as step.column with one of the steps "
+                    f"{', '.join(self.steps)}"
+                )
+        self.order()
+
+    def _check_reference(self, reference: str, where: str, step: str) -> None:
+        source, column = split_reference(reference)
+        if column is not None and source not in self.steps:
+            raise StackError(
+                f"{where} reads {reference!r}, but there is no step {source!r}; steps are {', '.join(self.steps)}",
+                step=step,
+            )
+
+    def _check_used(self) -> None:
+        used = {split_reference(reference)[0] for reference in self.outputs.values()}
+        for name in reversed(self.order()):
+            if name in used:
+                used |= self.reads_steps(name)
+        for name in self.steps:
+            if name not in used:
+                raise StackError(f"nobody reads step {name}; remove it, or name it in outputs", step=name)
+
+
+def split_reference(reference: str) -> tuple[str, str | None]:
+    """`step.column` as (step, column); a bare name as (name, None)."""
+    source, dot, column = reference.partition(".")
+    return (source, column) if dot else (source, None)
