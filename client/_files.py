@@ -180,7 +180,9 @@ def _parquet_writer(path: Path, columns: Sequence[Column]) -> Iterator[Writer]:
     with pq.ParquetWriter(path, schema) as writer:
 
         def write(answers: Any) -> None:
-            batch = pa.RecordBatch.from_pylist(answers, schema) if isinstance(answers, list) else answers
-            writer.write_batch(batch.cast(schema) if batch.schema != schema else batch)
+            if isinstance(answers, list):
+                writer.write_table(pa.Table.from_pylist(answers, schema))
+            else:
+                writer.write_table(pa.Table.from_batches([answers]).cast(schema))
 
         yield write

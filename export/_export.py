@@ -25,7 +25,21 @@ __all__ = ["TARGETS", "TOLERANCE", "Exported", "export"]
 
 TARGETS = ("pip-cpu",)
 TOLERANCE = 1e-5  # largest absolute difference from the training library that an export may have
-_LIBRARIES = ("tristage", "nvtabular", "xgboost-cpu", "xgboost", "treelite", "torch", "tensorflow-cpu", "tensorflow", "keras", "onnx", "onnxruntime", "numpy", "pandas")
+_LIBRARIES = (
+    "tristage",
+    "nvtabular",
+    "xgboost-cpu",
+    "xgboost",
+    "treelite",
+    "torch",
+    "tensorflow-cpu",
+    "tensorflow",
+    "keras",
+    "onnx",
+    "onnxruntime",
+    "numpy",
+    "pandas",
+)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,9 @@ def run_placement(placement: Placement, inputs: Mapping[str, NDArray[Any]]) -> d
         )
         names = [tensor.name for tensor in model.outputs]
         parts = [
-            session.run(names, {t.name: tensors[t.name][start : start + placement.signature.max_batch] for t in model.inputs})
+            session.run(
+                names, {t.name: tensors[t.name][start : start + placement.signature.max_batch] for t in model.inputs}
+            )
             for start in range(0, rows, placement.signature.max_batch)
         ]
         tensors.update({name: np.concatenate(part) for name, part in zip(names, zip(*parts, strict=True), strict=True)})
@@ -75,7 +77,7 @@ def check_parity(
             row, column = np.unravel_index(int(difference.argmax()), difference.shape)
             name = list(answers[model.step])[column]
             raise ParityError(
-                f"step {model.step} differs from its training library by {differences[model.step]:.3g} (golden row {row}, "
+                f"step {model.step} differs from its training library by {differences[model.step]:.3g} (row {row}, "
                 f"{name}: {expected[row, column]:.6g} became {served[row, column]:.6g}); nothing was exported"
             )
     return differences

@@ -52,7 +52,11 @@ def export(
     for step, model in made.manifest.models.items():
         table.add_row(step, model, f"{made.differences[step]:.1e}" if step in made.differences else "")
     out.print(table)
-    proof = f"{made.rows} golden rows agree with the training libraries." if made.rows else "[yellow]No golden rows: unproven.[/]"
+    proof = (
+        f"{made.rows} golden rows agree with the training libraries."
+        if made.rows
+        else "[yellow]No golden rows: unproven.[/]"
+    )
     console.print(f"{proof} Serve it: tristage serve {made.path} --cores 0")
 
 
@@ -75,9 +79,17 @@ def inspect(
     columns = Table("column", "type", "", title=f"a row, at most {manifest.signature.max_batch} in a request")
     for column in manifest.signature.inputs:
         kind = column.dtype if column.length is None else f"list of {column.dtype}"
-        note = "may be null" if column.nullable else "" if column.length is None else f"at most {column.length}, pad {column.pad!r}"
+        note = (
+            "may be null"
+            if column.nullable
+            else ""
+            if column.length is None
+            else f"at most {column.length}, pad {column.pad!r}"
+        )
         columns.add_row(column.name, kind, note)
     for column in manifest.signature.outputs:
         columns.add_row(column.name, column.dtype, "[bold]answer[/]")
     out.print(columns)
-    out.print("\n".join((*manifest.notes, ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))))
+    out.print(
+        "\n".join((*manifest.notes, ", ".join(f"{name} {version}" for name, version in manifest.versions.items())))
+    )

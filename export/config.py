@@ -24,9 +24,7 @@ def model_config(model: PlacedModel, max_batch: int) -> str:
         input=[pb.ModelInput(name=t.name, data_type=_type(pb, t), dims=[t.width]) for t in model.inputs],
         output=[pb.ModelOutput(name=t.name, data_type=_type(pb, t), dims=[t.width]) for t in model.outputs],
         instance_group=[pb.ModelInstanceGroup(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)],
-        dynamic_batching=pb.ModelDynamicBatching(
-            default_queue_policy=pb.ModelQueuePolicy(max_queue_size=MAX_QUEUE)
-        ),
+        dynamic_batching=pb.ModelDynamicBatching(default_queue_policy=pb.ModelQueuePolicy(max_queue_size=MAX_QUEUE)),
         version_policy=pb.ModelVersionPolicy(latest=pb.ModelVersionPolicy.Latest(num_versions=1)),
     )
     return str(text_format.MessageToString(config))

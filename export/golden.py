@@ -29,7 +29,9 @@ def read_golden_rows(path: Path) -> Any:
     import pyarrow.parquet as pq
 
     if not path.is_file():
-        raise ArtifactError(f"there is no file {path} of golden rows; write held-out raw rows there as Parquet", path=path)
+        raise ArtifactError(
+            f"there is no file {path} of golden rows; write held-out raw rows there as Parquet", path=path
+        )
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:

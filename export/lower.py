@@ -163,7 +163,9 @@ class _Reader:
         if not matches:
             near = difflib.get_close_matches(pattern, [column.name for column in columns], n=3)
             hint = f"did you mean {' or '.join(near)}?" if near else f"it has {_some([c.name for c in columns])}"
-            raise StackError(f"{where} reads {reference}, but step {step} has no such column; {hint}", step=self._name or None)
+            raise StackError(
+                f"{where} reads {reference}, but step {step} has no such column; {hint}", step=self._name or None
+            )
         return matches
 
     def _raw_source(self, name: str, where: str) -> Source:
@@ -178,7 +180,9 @@ class _Reader:
         options = self._stack.inputs.get(name)
         if column.length is not None:
             if options is None:
-                raise StackError(f"raw column {name} holds lists; say how long they may be: inputs: {{{name}: {{max_length: N}}}}")
+                raise StackError(
+                    f"raw column {name} holds lists; say how long they may be: inputs: {{{name}: {{max_length: N}}}}"
+                )
             pad = column.pad if options.pad is None else options.pad
             column = Column(name, column.dtype, options.max_length, pad)
         self._raw[name] = column
@@ -207,13 +211,17 @@ def _open_workflow(name: str, artifact: Any) -> Any:
         return artifact
     path = Path(artifact)
     if not (path / "workflow.pkl").is_file():
-        raise ArtifactError(f"step {name}: {path} is no folder that Workflow.save wrote (it has no workflow.pkl)", path=path)
+        raise ArtifactError(
+            f"step {name}: {path} is no folder that Workflow.save wrote (it has no workflow.pkl)", path=path
+        )
     import nvtabular
 
     try:
         return nvtabular.Workflow.load(path)
     except Exception as error:  # unpickling raises whatever the operators raise
-        raise ArtifactError(f"step {name}: NVTabular {nvtabular.__version__} cannot load {path} ({error})", path=path) from error
+        raise ArtifactError(
+            f"step {name}: NVTabular {nvtabular.__version__} cannot load {path} ({error})", path=path
+        ) from error
 
 
 def _lower_forest(name: str, step: ForestStep, stack: Stack, reader: _Reader) -> LoweredStep:
@@ -224,12 +232,17 @@ def _lower_forest(name: str, step: ForestStep, stack: Stack, reader: _Reader) ->
     for source in sources:
         if source.column.length is not None or source.column.dtype == "string":
             kind = "lists" if source.column.length is not None else "text"
-            raise StackError(f"step {name} reads {source.column.name}, which holds {kind}; a forest reads numbers", step=name)
+            raise StackError(
+                f"step {name} reads {source.column.name}, which holds {kind}; a forest reads numbers", step=name
+            )
     feeds = [Feed("rows", tuple(sources), "float32")]
     if step.group is not None:
         chooser = reader.one(step.group, f"group of step {name}")
         if chooser.column.dtype.startswith("float"):
-            raise StackError(f"step {name}: group column {step.group} is {chooser.column.dtype}; use whole numbers or text", step=name)
+            raise StackError(
+                f"step {name}: group column {step.group} is {chooser.column.dtype}; use whole numbers or text",
+                step=name,
+            )
         feeds.append(Feed("group", (chooser,), "string" if chooser.column.dtype == "string" else "int64"))
     made = [target for target in forests.targets if target is not None] or _names(first.outputs, stack.targets)
     return LoweredStep(name, forests, tuple(feeds), tuple(Column(column, "float32") for column in made))
@@ -239,7 +252,9 @@ def _features(step: str, names: Sequence[str] | None, count: int, candidates: Se
     """The columns a forest's features are, by their names where it has them, else all columns in order."""
     if names is None:
         if len(candidates) != count:
-            raise StackError(f"step {step} reads {len(candidates)} columns, its forest takes {count} features", step=step)
+            raise StackError(
+                f"step {step} reads {len(candidates)} columns, its forest takes {count} features", step=step
+            )
         return list(candidates)
     by_name: dict[str, list[Source]] = {}
     for source in candidates:
@@ -250,7 +265,10 @@ def _features(step: str, names: Sequence[str] | None, count: int, candidates: Se
     if unknown:
         near = difflib.get_close_matches(unknown[0], list(by_name), n=3)
         hint = f" (near {unknown[0]}: {', '.join(near)})" if near else ""
-        raise StackError(f"step {step}: its forest was trained on {_some(unknown)}, which it does not read{hint}; add to reads", step=step)
+        raise StackError(
+            f"step {step}: its forest was trained on {_some(unknown)}, which it does not read{hint}; add to reads",
+            step=step,
+        )
     ambiguous = [name for name in names if len(by_name[name]) > 1]
     if ambiguous:
         owners = ", ".join(str(source.step) for source in by_name[ambiguous[0]])
@@ -261,9 +279,9 @@ def _features(step: str, names: Sequence[str] | None, count: int, candidates: Se
 def _lower_net(name: str, step: NetStep, stack: Stack, reader: _Reader) -> LoweredStep:
     net = read_net(name, step.net)
     inputs = {tensor.name: tensor for tensor in net.inputs}
-    for tensor in step.reads:
-        if tensor not in inputs:
-            raise StackError(f"step {name} feeds {tensor}, but its net has the inputs {', '.join(inputs)}", step=name)
+    for given in step.reads:
+        if given not in inputs:
+            raise StackError(f"step {name} feeds {given}, but its net has the inputs {', '.join(inputs)}", step=name)
     feeds = []
     for tensor in net.inputs:
         if tensor.name not in step.reads:
@@ -273,7 +291,9 @@ def _lower_net(name: str, step: NetStep, stack: Stack, reader: _Reader) -> Lower
         if any(source.column.dtype == "string" for source in sources):
             raise StackError(f"step {name}: input {tensor.name} reads text; a net reads numbers", step=name)
         if tensor.width is None and (len(sources) != 1 or sources[0].column.length is not None):
-            raise StackError(f"step {name}: input {tensor.name} takes one scalar column, not {width} values a row", step=name)
+            raise StackError(
+                f"step {name}: input {tensor.name} takes one scalar column, not {width} values a row", step=name
+            )
         if tensor.width and tensor.width != width:
             raise StackError(
                 f"step {name}: input {tensor.name} takes {tensor.width} values a row, its columns give {width} "
@@ -290,7 +310,9 @@ def _lower_mean(name: str, step: MeanStep, reader: _Reader) -> LoweredStep:
     names = [[source.column.name for source in sources] for sources in groups]
     for reference, other in zip(step.mean, names, strict=True):
         if sorted(other) != sorted(names[0]):
-            raise StackError(f"step {name} averages {step.mean[0]} ({_some(names[0])}) with {reference} ({_some(other)})", step=name)
+            raise StackError(
+                f"step {name} averages {step.mean[0]} ({_some(names[0])}) with {reference} ({_some(other)})", step=name
+            )
     feeds = []
     for number, sources in enumerate(groups):
         by_name = {source.column.name: source for source in sources}

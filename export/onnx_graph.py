@@ -37,7 +37,7 @@ _TYPES = {
 
 def onnx_type(dtype: str) -> int:
     """ONNX's number of a dtype's name."""
-    return _TYPES[dtype]
+    return int(_TYPES[dtype])
 
 
 class GraphBuilder:
@@ -66,7 +66,13 @@ class GraphBuilder:
 
     def add_many(self, op: str, *inputs: str, outputs: int, domain: str = "", **attributes: Any) -> tuple[str, ...]:
         """Add a node with several outputs; returns their names."""
-        key = (op, domain, inputs, outputs, tuple(sorted((name, _hashable(value)) for name, value in attributes.items())))
+        key = (
+            op,
+            domain,
+            inputs,
+            outputs,
+            tuple(sorted((name, _hashable(value)) for name, value in attributes.items())),
+        )
         if key not in self._made:
             names = tuple(self._new_name() for _ in range(outputs))
             self._nodes.append(helper.make_node(op, list(inputs), list(names), domain=domain, **attributes))
@@ -124,7 +130,9 @@ class GraphBuilder:
         if dtype in ("float32", "float64"):
             return self.add("IsNaN", tensor)
         # no integer is null, but the answer must have the column's shape
-        return self.add("Not", self.add("Equal", tensor, tensor)) if dtype != "bool" else self.add("Xor", tensor, tensor)
+        return (
+            self.add("Not", self.add("Equal", tensor, tensor)) if dtype != "bool" else self.add("Xor", tensor, tensor)
+        )
 
     def embed(self, model: onnx.ModelProto, feeds: Mapping[str, str]) -> tuple[str, ...]:
         """Put another model's graph into this one; `feeds` names the tensors that become its inputs.

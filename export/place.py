@@ -77,7 +77,9 @@ def place(lowered: LoweredStack, max_batch: int) -> Placement:
     for step in lowered.steps:
         graph = _graph(step, ports)
         names = [value.name for value in graph.graph.input]
-        raw = {source.column.name: source.column for feed in step.feeds for source in feed.sources if source.step is None}
+        raw = {
+            source.column.name: source.column for feed in step.feeds for source in feed.sources if source.step is None
+        }
         inputs.update({name: raw[name] for name in names if name in raw})
         tensors = {port.tensor.name: port.tensor for every in ports.values() for port in every}
         tensors.update({name: Tensor(name, column.wire_dtype, column.width) for name, column in raw.items()})
@@ -117,9 +119,9 @@ def _ports(lowered: LoweredStack) -> dict[str, list[_Port]]:
                     width = sum(columns[source][position].width for position in positions)
                     tensor = Tensor(f"{name}.{same}" if same else name, dtype, width)
                     ports[source].append(_Port(tensor, positions))
-    for name, source in lowered.outputs.items():
-        assert source.step is not None
-        ports[source.step].append(_Port(Tensor(name, source.column.dtype, 1), (source.position,)))
+    for name, output in lowered.outputs.items():
+        assert output.step is not None  # Stack checks it
+        ports[output.step].append(_Port(Tensor(name, output.column.dtype, 1), (output.position,)))
     return ports
 
 

@@ -34,7 +34,7 @@ class Log:
             raises is not called again; the server is not held up by it.
     """
 
-    def __init__(self, stream: IO[bytes] | None, target: LogTarget) -> None:
+    def __init__(self, stream: IO[bytes], target: LogTarget) -> None:
         self._tail: deque[str] = deque(maxlen=400)
         self._stream = stream
         self._pass_on = _as_function(target)
@@ -42,8 +42,6 @@ class Log:
         self._thread.start()
 
     def _read(self) -> None:
-        if self._stream is None:
-            return
         with self._stream:
             for raw in self._stream:
                 line = raw.decode("utf-8", "replace").rstrip("\r\n")

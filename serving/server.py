@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import IO, cast
 
 from tristage.errors import PortInUse, RepositoryError, ServerError
 from tristage.serving.log import Log, LogTarget, reason, still_loading, taken_port
@@ -212,7 +213,7 @@ def _launch(
         raise ServerError(f"cannot start {sys.executable}: {error}") from error
     finally:
         os.close(report_there)
-    reader = Log(warden.stdout, log)
+    reader = Log(cast("IO[bytes]", warden.stdout), log)
     with os.fdopen(report_here) as report:
         pid = report.readline()
     if not pid:
@@ -262,12 +263,15 @@ def _is_ready(host: str, port: int, name: str, stack: str) -> bool:
 
 def _listens(pid: int, port: int) -> bool:
     """Whether a process itself listens on a TCP port. Triton goes on without metrics where that port is taken."""
-    with contextlib.suppress(OSError, IndexError, ValueError):  # the process may end at any time
-        inodes = {os.fspath(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+    open_files = set()
+    with contextlib.suppress(OSError):  # the process may end at any time, and close a file at any time
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                open_files.add(os.fspath(entry.readlink()))
         for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
             fields = line.split()  # local address at 1, state at 3 (0A listens), inode at 9
             if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
-                return f"socket:[{fields[9]}]" in inodes
+                return f"socket:[{fields[9]}]" in open_files
     return False
 
 

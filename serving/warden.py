@@ -18,6 +18,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import struct
 import sys
 import time
@@ -102,30 +103,28 @@ def half_close(pid: int, port: int, quiet: float) -> None:
     After this it answers the request it has and closes. Where the kernel does not let a parent do this (a container's
     seccomp profile), it waits as long as --exit-timeout-secs says.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    try:
+    syscall = ctypes.CDLL(None).syscall
+    with contextlib.suppress(OSError):  # tritonserver may end at any time
         process = os.pidfd_open(pid)
-    except OSError:
+        try:
+            for entry in Path(f"/proc/{pid}/fd").iterdir():
+                fd = syscall(SYS_PIDFD_GETFD, process, int(entry.name), 0)
+                if fd >= 0:
+                    half_close_one(fd, port, quiet)
+        finally:
+            os.close(process)
+
+
+def half_close_one(fd: int, port: int, quiet: float) -> None:
+    """The same for one file descriptor of tritonserver's, whatever it is; closes this process's copy of it."""
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        os.close(fd)
         return
-    try:
-        for entry in Path(f"/proc/{pid}/fd").iterdir():
-            if not os.fspath(entry.readlink()).startswith("socket:"):
-                continue
-            fd = libc.syscall(SYS_PIDFD_GETFD, process, int(entry.name), 0)
-            if fd < 0:
-                return
-            with socket.socket(fileno=fd) as connection:
-                try:
-                    if connection.getsockname()[1] == port and connection.getpeername():
-                        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 64)
-                        if struct.unpack_from("I", info, LAST_DATA_RECV)[0] >= 1000 * quiet:
-                            connection.shutdown(socket.SHUT_RD)
-                except (OSError, IndexError, TypeError):
-                    pass  # not TCP, listening, or closed meanwhile
-    except OSError:
-        pass  # tritonserver has ended
-    finally:
-        os.close(process)
+    with socket.socket(fileno=fd) as connection, contextlib.suppress(OSError):  # listening, or closed meanwhile
+        if connection.family == socket.AF_INET and connection.getsockname()[1] == port and connection.getpeername():
+            info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 64)
+            if struct.unpack_from("I", info, LAST_DATA_RECV)[0] >= 1000 * quiet:
+                connection.shutdown(socket.SHUT_RD)
 
 
 def kill_rest(pid: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from typing import Any
 
 import typer
 
@@ -40,7 +41,9 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def options(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version and end."),
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Show the version and end."
+    ),
 ) -> None:
     """Options that stand before a command."""
 
@@ -64,7 +67,7 @@ def main() -> None:
         sys.exit(2)
 
 
-def _note(message: Warning | str, category: type[Warning], *_: object) -> None:
+def _note(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     """What our own code warns of is one line on stderr; other packages' warnings are not the user's business."""
     if category.__module__.startswith("tristage."):
         console.print(f"[yellow]note:[/] {_escape(str(message))}", soft_wrap=True)

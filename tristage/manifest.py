@@ -70,7 +70,7 @@ def read_manifest(repository: Path) -> Manifest:
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         found = document.get("format") if isinstance(document, dict) else type(document).__name__
         raise RepositoryError(
-            f"{path} has format {found!r}, this tristage reads format {FORMAT}; export the stack again with this version"
+            f"{path} has format {found!r}, this tristage reads {FORMAT}; export the stack again with this version"
         )
     try:
         return Manifest(
@@ -100,9 +100,7 @@ def check_files(repository: Path, manifest: Manifest) -> None:
     """
     missing = [name for name in manifest.files if not (repository / name).is_file()]
     changed = [
-        name
-        for name, digest in manifest.files.items()
-        if name not in missing and _sha256(repository / name) != digest
+        name for name, digest in manifest.files.items() if name not in missing and _sha256(repository / name) != digest
     ]
     strange = sorted({path.relative_to(repository).as_posix() for path in _files(repository)} - set(manifest.files))
     faults = [
@@ -111,7 +109,9 @@ def check_files(repository: Path, manifest: Manifest) -> None:
         if names
     ]
     if faults:
-        raise RepositoryError(f"{repository} does not match its {MANIFEST} ({'; '.join(faults)}); export the stack again")
+        raise RepositoryError(
+            f"{repository} does not match its {MANIFEST} ({'; '.join(faults)}); export the stack again"
+        )
 
 
 def _files(repository: Path) -> Iterator[Path]:

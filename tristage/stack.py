@@ -129,7 +129,9 @@ class Stack:
         if not self.steps:
             raise StackError(f"stack {self.name} has no steps; give it at least one forest or net")
         if not self.outputs:
-            raise StackError(f"stack {self.name} has no outputs; name at least one, such as outputs: {{like: score.like}}")
+            raise StackError(
+                f"stack {self.name} has no outputs; name at least one, such as outputs: {{like: score.like}}"
+            )
         self._check_references()
         self._check_used()
 

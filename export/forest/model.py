@@ -77,7 +77,9 @@ class ForestSet:
         if len(shapes) > 1:
             raise ArtifactError(
                 "the forests of one step must read the same features and have as many outputs; these differ: "
-                + "; ".join(f"{features} features, {outputs} outputs" for features, _, outputs in sorted(shapes, key=str))
+                + "; ".join(
+                    f"{features} features, {outputs} outputs" for features, _, outputs in sorted(shapes, key=str)
+                )
             )
 
     def all(self) -> list[Forest]:

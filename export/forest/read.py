@@ -43,7 +43,7 @@ def read_forests(step: str, artifact: Any, targets: Sequence[str], grouped: bool
         unknown = sorted(str(target) for target in found if target not in targets)
         if unknown:
             raise StackError(
-                f"step {step} has forests for {', '.join(unknown)}, which the stack's targets ({', '.join(targets)}) lack",
+                f"step {step} has forests for {', '.join(unknown)}, which targets ({', '.join(targets)}) lacks",
                 step=step,
             )
     if grouped != (groups != [None]):
@@ -77,16 +77,16 @@ def _members(step: str, artifact: Any) -> Iterator[tuple[str, Any, dict[str, str
     places = _PLACEHOLDER.findall(str(path))
     wrong = [place for place in places if place not in _PLACES or places.count(place) > 1]
     if wrong:
-        raise StackError(f"step {step}: {{{wrong[0]}}} in {path} is not one of {{target}}, {{bag}}, {{group}}, each once", step=step)
+        raise StackError(
+            f"step {step}: {{{wrong[0]}}} in {path} is not one of {{target}}, {{bag}}, {{group}}, each once", step=step
+        )
     if not places:
         yield f"step {step}", path, {}
         return
     root = Path(str(path).split("{", 1)[0]).parent
     relative = str(path)[len(str(root)) + 1 :]
     parts = _PLACEHOLDER.split(relative)  # text, name, text, name, ..., text
-    pattern = "".join(
-        re.escape(part) if index % 2 == 0 else f"(?P<{part}>[^/]+?)" for index, part in enumerate(parts)
-    )
+    pattern = "".join(re.escape(part) if index % 2 == 0 else f"(?P<{part}>[^/]+?)" for index, part in enumerate(parts))
     glob = _PLACEHOLDER.sub("*", relative)
     files = sorted(file for file in root.glob(glob) if re.fullmatch(pattern, file.relative_to(root).as_posix()))
     if not files:
@@ -114,4 +114,8 @@ def _convert(model: Any, what: str) -> Forest:
 
 def _natural(text: str | None) -> tuple[Any, ...]:
     """Sorts 2 before 10."""
-    return () if text is None else tuple((0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", text))
+    return (
+        ()
+        if text is None
+        else tuple((0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", text))
+    )

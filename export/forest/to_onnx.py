@@ -101,12 +101,16 @@ def add_forest(graph: GraphBuilder, rows: str, model: Any) -> str:
 
 def _tree_attributes(model: Any, classes: Any) -> dict[str, Any]:
     """The trees as the flat lists that TreeEnsembleRegressor wants: one entry a node, one weight a leaf."""
-    nodes: dict[str, list[Any]] = {name: [] for name in ("tree", "node", "feature", "value", "mode", "left", "right", "missing")}
+    nodes: dict[str, list[Any]] = {
+        name: [] for name in ("tree", "node", "feature", "value", "mode", "left", "right", "missing")
+    }
     leaves: dict[str, list[Any]] = {name: [] for name in ("tree", "node", "target", "weight")}
     for number in range(model.num_tree):
         tree = model.get_tree_accessor(number)
         if tree.get_field("has_categorical_split")[0]:
-            raise ArtifactError("a forest with categorical splits is not converted; one-hot or target-encode those columns")
+            raise ArtifactError(
+                "a forest with categorical splits is not converted; one-hot or target-encode those columns"
+            )
         left, right = tree.get_field("cleft"), tree.get_field("cright")
         inner = left >= 0
         count = len(left)

@@ -31,7 +31,9 @@ def convert(artifact: Any, what: str) -> Forest:
             booster.load_model(artifact)
         except xgboost.core.XGBoostError as error:
             reason = str(error).strip().splitlines()[-1]
-            raise ArtifactError(f"{what}: XGBoost {xgboost.__version__} cannot read {artifact} ({reason})", path=artifact) from error
+            raise ArtifactError(
+                f"{what}: XGBoost {xgboost.__version__} cannot read {artifact} ({reason})", path=artifact
+            ) from error
     else:
         booster = artifact.get_booster() if hasattr(artifact, "get_booster") else artifact
     config = json.loads(booster.save_config())["learner"]

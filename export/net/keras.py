@@ -34,7 +34,9 @@ def convert(artifact: Any, what: str) -> Net:
             model = keras.saving.load_model(artifact, compile=False, safe_mode=True)
         except Exception as error:  # Keras raises whatever its archive reader met
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ArtifactError(f"{what}: Keras {keras.__version__} cannot read {artifact} ({reason})", path=artifact) from error
+            raise ArtifactError(
+                f"{what}: Keras {keras.__version__} cannot read {artifact} ({reason})", path=artifact
+            ) from error
     else:
         model = artifact
     names = [tensor.name for tensor in model.inputs]

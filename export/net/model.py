@@ -85,12 +85,16 @@ def net_from_onnx(
         model = version_converter.convert_version(model, OPSET)
     if len(model.graph.output) != 1:
         names = ", ".join(output.name for output in model.graph.output)
-        raise ArtifactError(f"{what}: it has {len(model.graph.output)} outputs ({names}); a net answers with one tensor [rows, n]")
+        raise ArtifactError(
+            f"{what}: it has {len(model.graph.output)} outputs ({names}); a net answers with one tensor [rows, n]"
+        )
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = tuple(_input(value, what) for value in model.graph.input if value.name not in constants)
     shape = model.graph.output[0].type.tensor_type.shape.dim
     if len(shape) != 2 or shape[1].dim_value < 1:
-        raise ArtifactError(f"{what}: its output must have the shape [rows, n] with n known; it has {len(shape)} dimensions")
+        raise ArtifactError(
+            f"{what}: its output must have the shape [rows, n] with n known; it has {len(shape)} dimensions"
+        )
     return Net(model=model, inputs=inputs, outputs=shape[1].dim_value, predict=predict)
 
 

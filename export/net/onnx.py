@@ -31,7 +31,9 @@ def convert(artifact: Any, what: str) -> Net:
     except FileNotFoundError:
         raise ArtifactError(f"{what}: there is no file {artifact}", path=artifact) from None
     except Exception as error:  # protobuf, checker and runtime each raise their own kinds
-        raise ArtifactError(f"{what}: {artifact if isinstance(artifact, Path) else 'it'} is no valid ONNX model ({error})") from error
+        raise ArtifactError(
+            f"{what}: {artifact if isinstance(artifact, Path) else 'it'} is no valid ONNX model ({error})"
+        ) from error
     names = [value.name for value in session.get_inputs()]
 
     def predict(inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:

@@ -6,4 +6,13 @@ from tristage.export.workflow.compiler import CompiledWorkflow, compile_workflow
 from tristage.export.workflow.registry import Lowering, Node, lowers
 from tristage.export.workflow.values import NotCompilable, Value
 
-__all__ = ["CompiledWorkflow", "Lowering", "Node", "NotCompilable", "Value", "compile_workflow", "lowers", "raw_columns"]
+__all__ = [
+    "CompiledWorkflow",
+    "Lowering",
+    "Node",
+    "NotCompilable",
+    "Value",
+    "compile_workflow",
+    "lowers",
+    "raw_columns",
+]

@@ -58,7 +58,8 @@ def raw_columns(workflow: Any, lists: Mapping[str, ListInput], nullable: frozens
         options = lists.get(schema.name)
         if options is None:
             raise StackError(
-                f"raw column {schema.name} holds lists; say how long they may be: inputs: {{{schema.name}: {{max_length: N}}}}"
+                f"raw column {schema.name} holds lists; say how long they may be: "
+                f"inputs: {{{schema.name}: {{max_length: N}}}}"
             )
         pad = options.pad
         if pad is None:
@@ -88,7 +89,7 @@ def compile_workflow(workflow: Any, raw: Sequence[Column]) -> CompiledWorkflow:
         values = _lower(workflow.output_node, sources, graph, done)
     except NotCompilable as error:
         raise ArtifactError(
-            f"the workflow cannot be compiled: {error}. Lowerings are registered with @lowers (tristage.export.workflow)"
+            f"the workflow cannot be compiled: {error}. Lowerings are registered with tristage.export.workflow.lowers"
         ) from error
     names = list(workflow.output_schema.column_names)
     outputs = tuple(
@@ -125,7 +126,9 @@ def _not_padding(graph: GraphBuilder, tensor: str, column: Column) -> str:
     return graph.add("Not", graph.add("Equal", tensor, graph.scalar(column.pad, column.dtype)))
 
 
-def _lower(node: Any, sources: Mapping[str, Value], graph: GraphBuilder, done: dict[int, dict[str, Value]]) -> dict[str, Value]:
+def _lower(
+    node: Any, sources: Mapping[str, Value], graph: GraphBuilder, done: dict[int, dict[str, Value]]
+) -> dict[str, Value]:
     """The columns that leave a node, by name; as merlin.dag.executors.LocalExecutor runs it."""
     if id(node) in done:
         return done[id(node)]

@@ -97,7 +97,9 @@ def target_encoding(node: Node, graph: GraphBuilder) -> dict[str, Value]:
         if op.out_dtype is not None:
             statistics = statistics.astype(op.out_dtype)
         columns = [node.columns[key] for key in group]
-        row = _row_number(graph, columns, [_keys(table[key]) for key in group], np.arange(len(table)), default=len(table))
+        row = _row_number(
+            graph, columns, [_keys(table[key]) for key in group], np.arange(len(table)), default=len(table)
+        )
         names = [f"TE_{tag}_{target}" for target in op.target_columns]
         if isinstance(op.out_col, list):
             given = op.out_col[position]
@@ -120,22 +122,26 @@ def join_groupby(node: Node, graph: GraphBuilder) -> dict[str, Value]:
         if not {name for name, keys in outputs.items() if tuple(keys[-len(group) :]) == group} <= set(names):
             raise _overwritten("JoinGroupby", group, table)
         columns = [node.columns[key] for key in group]
-        row = _row_number(graph, columns, [_keys(table[key]) for key in group], np.arange(len(table)), default=len(table))
+        row = _row_number(
+            graph, columns, [_keys(table[key]) for key in group], np.arange(len(table)), default=len(table)
+        )
         by_dtype: dict[str, list[str]] = {}
         for name in names:
             by_dtype.setdefault(_statistic_dtype(name, table[name].dtype, op.name_sep), []).append(name)
         for dtype, same in by_dtype.items():
             unseen = 0 if dtype == "int32" else np.nan
-            statistics = np.stack([np.append(table[name].to_numpy(dtype), np.array(unseen, dtype)) for name in same], axis=1)
+            statistics = np.stack(
+                [np.append(table[name].to_numpy(dtype), np.array(unseen, dtype)) for name in same], axis=1
+            )
             made.update(_gather(graph, row, statistics, [name for name in same if name not in made]))
     return made
 
 
 def _overwritten(op: str, group: Sequence[str], table: Any) -> ArtifactError:
     return ArtifactError(
-        f"the statistics of {op} on {', '.join(group)} were overwritten by another operator's (its file has the columns "
-        f"{', '.join(table.columns)}): NVTabular keeps one file per key; give one operator's key column another name with "
-        "Rename, and fit again"
+        f"the statistics of {op} on {', '.join(group)} were overwritten by another operator's (its file has "
+        f"{', '.join(table.columns)}): NVTabular keeps one file per key; give one operator's key column another "
+        "name with Rename, and fit again"
     )
 
 
@@ -215,7 +221,9 @@ def _encode(graph: GraphBuilder, column: Value, labels: dict[Any, int], default:
     if column.dtype == "string":
         if any(not isinstance(key, str) for key in labels if key is not None):
             raise NotCompilable("a text column whose fitted categories are not texts")
-        return graph.label_encode(tensor, {NULL_STRING if key is None else key: row for key, row in labels.items()}, default)
+        return graph.label_encode(
+            tensor, {NULL_STRING if key is None else key: row for key, row in labels.items()}, default
+        )
     whole: dict[int, int] = {}
     for key, row in labels.items():
         if key is None:

@@ -1,7 +1,7 @@
 """LambdaOp: a function is called once with a column that records what is done to it.
 
-What can be recorded is arithmetic, comparison, logic, casts, null tests and NumPy's element-wise functions. The dtype of
-every result is asked of pandas, by doing the same to a series of two values.
+What can be recorded is arithmetic, comparison, logic, casts, null tests and NumPy's element-wise functions. The dtype
+of every result is asked of pandas, by doing the same to a series of two values.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class _Traced:
     isnull = isna
 
     def notna(self) -> _Traced:
-        return ~self.isna()
+        return self.__array_ufunc__(np.logical_not, "__call__", self.isna())
 
     def fillna(self, fill: Any) -> _Traced:
         if not self.dtype.startswith("float"):

@@ -38,9 +38,13 @@ def _fill(node: Node, graph: GraphBuilder, fills: Mapping[str, Any]) -> dict[str
         null = graph.is_null(tensor, value.dtype)
         fill = fills[name]
         if isinstance(fill, str) != (value.dtype == "string"):
-            raise NotCompilable(f"{_op(node)} fills {name} ({value.dtype}) with {fill!r}, which mixes types in a column")
+            raise NotCompilable(
+                f"{_op(node)} fills {name} ({value.dtype}) with {fill!r}, which mixes types in a column"
+            )
         if value.dtype in ("float32", "float64", "string"):
-            filled = graph.add("Where", null, graph.scalar(fill, "object" if value.dtype == "string" else value.dtype), tensor)
+            filled = graph.add(
+                "Where", null, graph.scalar(fill, "object" if value.dtype == "string" else value.dtype), tensor
+            )
             made[name] = Value(filled, value.dtype)
         else:
             made[name] = value  # no null can be in it
@@ -86,7 +90,7 @@ def normalize_min_max(node: Node, graph: GraphBuilder) -> dict[str, Value]:
 
 @lowers("nvtabular.ops.logop.LogOp")
 def log(node: Node, graph: GraphBuilder) -> dict[str, Value]:
-    """log(x + 1) in float32; the logarithm is taken in float64 and rounded, within one unit in the last place of NumPy's."""
+    """log(x + 1) in float32; taken in float64 and rounded, it is within one unit in the last place of NumPy's."""
     made = {}
     for name in node.names:
         value = _scalar(node, name)

@@ -34,9 +34,7 @@ class Node:
     @property
     def groups(self) -> list[tuple[str, ...]]:
         """The selected columns by group; a single column is a group of one."""
-        return [
-            (group,) if isinstance(group, str) else tuple(group) for group in self.selector.grouped_names
-        ]
+        return [(group,) if isinstance(group, str) else tuple(group) for group in self.selector.grouped_names]
 
 
 Lowering = Callable[[Node, GraphBuilder], dict[str, Value]]

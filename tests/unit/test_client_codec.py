@@ -309,7 +309,7 @@ def test_scalars_that_hold_arrays_are_a_wrong_shape():
 
 
 def test_lone_surrogates_are_not_unicode():
-    for rows in ([{"c": "ok"}, {"c": "\ud800"}], pd.DataFrame({"c": ["ok", "\ud800"]})):
+    for rows in ([{"c": "ok"}, {"c": "\ud800"}], pd.DataFrame({"c": ["ok", "\ud800"]}, dtype=object)):
         with pytest.raises(InputError, match="row 1: .* is not valid Unicode"):
             encode(rows, one(Column("c", "string")))
 

@@ -98,7 +98,7 @@ def test_files_that_cannot_be_read(tmp_path):
 def test_answers_are_written(tmp_path, name, kind):
     path = tmp_path / name
     rows = [{"p": 0.5, "q": 0.25}, {"p": 1.0, "q": math.nan}]
-    batch = pa.record_batch({"p": pa.array([0.5, 1.0], pa.float32()), "q": [0.25, math.nan]})
+    batch = pa.RecordBatch.from_pydict({"p": pa.array([0.5, 1.0], pa.float32()), "q": [0.25, math.nan]})
     with write_rows(str(path), COLUMNS) as write:
         for _ in range(2):
             write(rows if kind == "dicts" else batch)

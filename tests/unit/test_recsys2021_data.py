@@ -1,0 +1,132 @@
+"""The RecSys 2021 example's rows, metrics and wiring; nothing here trains."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from examples.recsys2021 import AUTHOR_CUTS, TARGETS
+from examples.recsys2021.metrics import average_precision, grouped_scores, relative_cross_entropy
+from examples.recsys2021.rows import Rows, make_rows, token_classes
+from examples.recsys2021.sizes import SMALL
+
+TINY = replace(SMALL, rows_per_week=3_000, users=600, vocabulary=2_000)
+FIELDS = [
+    "text_tokens",
+    "hashtags",
+    "tweet_id",
+    "present_media",
+    "present_links",
+    "present_domains",
+    "tweet_type",
+    "language",
+    "tweet_timestamp",
+    *(
+        f"{side}_{field}"
+        for side in "ab"
+        for field in ("user_id", "follower_count", "following_count", "is_verified", "account_creation")
+    ),
+    "a_follows_b",
+]
+
+
+@pytest.fixture(scope="module")
+def rows() -> Rows:
+    return make_rows(TINY)
+
+
+def test_a_row_has_the_challenges_20_fields_and_four_targets(rows: Rows) -> None:
+    assert len(FIELDS) == 20
+    assert rows.table.column_names == [*FIELDS, *TARGETS]
+    assert rows.table.num_rows == 4 * TINY.rows_per_week
+
+
+def test_the_same_sizes_give_the_same_bytes_and_another_seed_does_not(rows: Rows) -> None:
+    assert _bytes(make_rows(TINY).table) == _bytes(rows.table)
+    assert _bytes(make_rows(replace(TINY, seed=TINY.seed + 1)).table) != _bytes(rows.table)
+
+
+def test_nulls_and_ragged_lists_are_real(rows: Rows) -> None:
+    nulls = {name: rows.table[name].null_count for name in rows.table.column_names if rows.table[name].null_count}
+    assert set(nulls) == {"language", "b_following_count"}
+    assert 0 < nulls["language"] < nulls["b_following_count"] < 0.03 * rows.table.num_rows
+    lengths = rows.table["text_tokens"].combine_chunks().value_lengths().to_numpy()
+    assert lengths.min() >= 1 and lengths.max() > TINY.tokens
+    tags = rows.table["hashtags"].combine_chunks().value_lengths().to_numpy()
+    assert tags.min() == 0 and tags.max() > TINY.list_hashtags
+    ids = rows.table["text_tokens"].combine_chunks().values.to_numpy()
+    assert ids.min() >= 1 and ids.max() < TINY.vocabulary == len(token_classes(TINY))
+
+
+def test_four_weeks_the_last_split_into_validation_and_test(rows: Rows) -> None:
+    seconds = rows.table["tweet_timestamp"].to_numpy()
+    assert np.all(np.diff(seconds) >= 0)
+    assert np.array_equal((seconds - seconds[0]) // (7 * 86_400), rows.week)
+    assert np.array_equal(rows.validation | rows.test, rows.week == 3)
+    assert not np.any(rows.validation & rows.test)
+
+
+def test_engagements_have_the_wished_rates_and_drift_in_week_4(rows: Rows) -> None:
+    targets = np.stack([rows.table[target].to_numpy() for target in TARGETS], 1)
+    past, new = targets[rows.week < 3].mean(0), targets[rows.week == 3].mean(0)
+    assert past == pytest.approx([0.06, 0.12, 0.04, 0.40], abs=0.015)
+    assert new[0] > past[0] and new[3] < past[3]
+
+
+def test_every_author_group_is_there(rows: Rows) -> None:
+    groups = np.bincount(np.digitize(rows.table["a_follower_count"].to_numpy(), AUTHOR_CUTS), minlength=5)
+    assert groups.min() > 0.05 * rows.table.num_rows
+
+
+def test_average_precision_equals_scikit_learns() -> None:
+    sklearn = pytest.importorskip("sklearn.metrics")
+    draw = np.random.default_rng(0)
+    for decimals in (1, 2, 9):  # few decimals make many equal scores
+        truth, score = draw.random(2_000) < 0.1, np.round(draw.random(2_000), decimals)
+        assert average_precision(truth, score) == pytest.approx(sklearn.average_precision_score(truth, score), abs=1e-12)
+
+
+def test_average_precision_without_positives_is_nan() -> None:
+    assert np.isnan(average_precision(np.zeros(5), np.arange(5.0)))
+    assert average_precision(np.ones(5), np.zeros(5)) == 1.0
+
+
+def test_relative_cross_entropy_is_0_for_the_base_rate_and_near_100_for_the_truth() -> None:
+    truth = (np.random.default_rng(0).random(1_000) < 0.3).astype(float)
+    assert relative_cross_entropy(truth, np.full(1_000, truth.mean())) == pytest.approx(0.0, abs=1e-9)
+    assert relative_cross_entropy(truth, truth) == pytest.approx(100.0, abs=1e-6)
+    assert relative_cross_entropy(truth, 1 - truth) < -1_000
+
+
+def test_scores_average_groups_and_targets() -> None:
+    draw = np.random.default_rng(0)
+    truth, score = (draw.random((600, 4)) < 0.2).astype(np.int8), draw.random((600, 4))
+    group = draw.integers(0, 5, 600)
+    scores = grouped_scores(truth, score, group)
+    by_hand = np.mean([average_precision(truth[group == at, 2], score[group == at, 2]) for at in range(5)])
+    assert scores["ap"]["quote"] == pytest.approx(by_hand)
+    assert scores["rce"]["average"] == pytest.approx(np.mean([scores["rce"][target] for target in TARGETS]))
+
+
+def test_wiring_reads_what_the_stack_file_says() -> None:
+    pd = pytest.importorskip("pandas")
+    pytest.importorskip("dask")
+    from examples.recsys2021.features import padded
+    from examples.recsys2021.wiring import expand, reads
+
+    columns = ["b", "n_x", "c_y", "n_z"]
+    assert expand("features.n_*", columns) == ["n_x", "n_z"]
+    assert expand(["features.c_y", "features.n_*"], columns) == ["c_y", "n_x", "n_z"]
+    assert reads("nn3")["numeric"] == ["features.n_*", "features.i_*"]
+    lists = pd.Series([np.array([1, 2, 3]), np.array([], dtype=np.int64), np.array([4])])
+    assert padded(lists, 2).tolist() == [[1, 2], [0, 0], [4, 0]]
+
+
+def _bytes(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue().to_pybytes())
