@@ -5,9 +5,9 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find tristage export serving client loadtest -name '*.py') pyproject.toml README.md LICENSE
 # where pip is told of a folder of wheels (a CPU build of torch, say), uv is told too
 LINKS := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS))
-UV := VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --prerelease disallow $(LINKS)
+UV := VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --prerelease disallow --constraint constraints.txt $(LINKS)
 # tristage is tested as it is installed, so the checkout must not shadow it
-export PYTHONSAFEPATH := 1
+test: export PYTHONSAFEPATH := 1
 export TF_CPP_MIN_LOG_LEVEL := 3
 
 .PHONY: help demo test check format install clean
@@ -15,7 +15,7 @@ help:  ## show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: install  ## train the small stack, export, serve on one core, verify, predict, measure, report
-	$(BIN)/python examples/recsys2021/demo.py
+	$(BIN)/python -m examples.recsys2021.demo
 
 test: install  ## run every test
 	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
@@ -31,7 +31,7 @@ format: install  ## rewrite the sources in the project's format
 
 install: $(VENV)/.tristage  ## make the environment, and install tristage into it
 
-$(VENV)/.environment: pyproject.toml
+$(VENV)/.environment: pyproject.toml constraints.txt
 	@echo "making the environment in $(VENV) (once; several minutes on a slow line)"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv

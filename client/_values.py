@@ -24,8 +24,8 @@ _PLAIN = frozenset({bool, int, float, str, type(None)})
 _FLOATS = ("float32", "float64")
 
 
-class _Misfit(Exception):  # noqa: N818 - never leaves this module
-    """Some value of a column does not fit it."""
+class _Misfit(Exception):
+    """Some value of a column does not fit it; never leaves this module."""
 
 
 def encode_values(values: Sequence[Any], column: Column, first_row: int = 0) -> tuple[NDArray[Any], int]:

@@ -34,7 +34,8 @@ _TRITON_NAMES = {np.dtype(numpy_name): triton for numpy_name, triton in DTYPES.v
 _NUMPY_DTYPES = {triton: dtype for dtype, triton in _TRITON_NAMES.items()}
 
 # An answer is as large as it is; Triton's own limit is the largest that gRPC knows. A proxy from the environment
-# would break loopback, and HTTP here uses none either. Retrying often lets a restarted server be found at once.
+# would break loopback, and HTTP here uses none either. Left alone, gRPC would take up to two minutes to
+# see that a server is back.
 GRPC_OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_send_message_length", 2**31 - 1),
     ("grpc.max_receive_message_length", 2**31 - 1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import warnings
 from collections import Counter
 from contextlib import nullcontext
@@ -49,9 +50,10 @@ def predict(
     with Client(url, stack=stack, timeout=timeout) as client:
         signature = client.signature
         most = max(signature.max_batch, _ROWS_AT_ONCE // signature.max_batch * signature.max_batch)
-        bar: Any = progress() if console.is_terminal and output != "-" else nullcontext()
+        shown = console.is_terminal and not (output == "-" and sys.stdout.isatty())
+        bar: Any = progress() if shown else nullcontext()
         with write_rows(output, signature.outputs) as write, bar:
-            task = bar.add_task("predict", total=total) if not isinstance(bar, nullcontext) else None
+            task = bar.add_task("predict", total=total) if shown else None
             for part in read_parts(rows, most):
                 write(_predict(client, part, unknown.value, cut))
                 done += len(part.rows)
@@ -73,6 +75,7 @@ def verify(
 ) -> None:
     """Replay a repository's golden rows through the server that serves it; end with 1 where answers differ."""
     from rich.table import Table
+    from rich.text import Text
 
     from tristage.client import Client
     from tristage.client import verify as replay
@@ -88,12 +91,12 @@ def verify(
         document = {"stack": found.stack, "url": found.url, "rows": found.rows, "tolerance": found.tolerance}
         typer.echo(json.dumps({**document, "differences": differences, "passed": found.passed}))
     else:
-        table = Table(title=f"{found.stack}: {found.rows} golden rows through {found.url}")
+        table = Table(title=Text(f"{found.stack}: {found.rows} golden rows through {found.url}"))
         table.add_column("output")
         table.add_column("largest difference", justify="right")
         table.add_column(f"within {tolerance:g}")
         for output, value in found.differences.items():
-            table.add_row(output, f"{value:.3g}", "yes" if value <= tolerance else "[bold red]NO[/]")
+            table.add_row(Text(output), f"{value:.3g}", "yes" if value <= tolerance else "[bold red]NO[/]")
         out.print(table)
     found.check()
 

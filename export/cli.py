@@ -32,6 +32,7 @@ def export(
     the two differ by more than 1e-5.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else TensorFlow announces them on stderr
     from tristage.export import export as run
     from tristage.export.stack_file import read_stack
 

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tristage.client.golden import EXPECTED
 from tristage.columns import Column, Signature
 from tristage.errors import ArtifactError, InputError
 from tristage.manifest import GOLDEN
 
-__all__ = ["EXPECTED", "MAX_GOLDEN_ROWS", "golden_columns", "read_golden_rows", "write_golden"]
+__all__ = ["MAX_GOLDEN_ROWS", "golden_columns", "read_golden_rows", "write_golden"]
 
 MAX_GOLDEN_ROWS = 4096
-EXPECTED = "expected."
 
 
 def read_golden_rows(path: Path) -> Any:

@@ -43,8 +43,8 @@ def onnx_type(dtype: str) -> int:
 class GraphBuilder:
     """Collects the nodes of one graph whose tensors are [rows, width].
 
-    Tensors are named t0, t1, ... in the order they are made; constants c0, c1, ... A node that was already added with
-    the same inputs and attributes is not added again.
+    Tensors are named __t0, __t1, ... in the order they are made; constants __c0, __c1, ...: what no column is named. A
+    node that was already added with the same inputs and attributes is not added again.
     """
 
     def __init__(self) -> None:
@@ -81,16 +81,18 @@ class GraphBuilder:
 
     def constant(self, value: NDArray[Any]) -> str:
         """Add a constant, or find the same one; returns its name."""
-        key = (str(value.dtype), value.shape, value.tobytes())
+        # an array of objects has pointers for bytes
+        content = tuple(value.ravel().tolist()) if value.dtype == object else value.tobytes()
+        key = (str(value.dtype), value.shape, content)
         if key not in self._constants:
-            name = f"c{len(self._initializers)}"
+            name = f"__c{len(self._initializers)}"
             self._initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name)
             self._constants[key] = name
         return self._constants[key]
 
     def scalar(self, value: Any, dtype: str) -> str:
         """A constant of one element, of shape [], that broadcasts over rows."""
-        return self.constant(np.array(value, dtype))
+        return self.constant(np.array(value, object if dtype == "string" else dtype))
 
     def cast(self, tensor: str, source: str, to: str) -> str:
         """Cast between dtypes by name; nothing is added where they are equal."""
@@ -109,6 +111,13 @@ class GraphBuilder:
             bounds = [self.constant(np.array([bound], np.int64)) for bound in (first, last + 1, 1)]
             return self.add("Slice", tensor, *bounds)
         return self.add("Gather", tensor, self.constant(np.array(indices, np.int64)), axis=1)
+
+    def where(self, condition: str, yes: str, no: str, dtype: str) -> str:
+        """Elements of `yes` where the condition holds, else of `no`; ONNX Runtime lacks this for some dtypes."""
+        if dtype not in ("bool", "int16", "uint16", "uint64"):
+            return self.add("Where", condition, yes, no)
+        wide = self.add("Where", condition, *(self.cast(tensor, dtype, "int64") for tensor in (yes, no)))
+        return self.cast(wide, "int64", dtype)
 
     def label_encode(self, tensor: str, labels: Mapping[Any, int], default: int) -> str:
         """Map keys (strings or int64, all of one type) to int64; what is not among them to `default`."""
@@ -142,7 +151,7 @@ class GraphBuilder:
         """
         names: dict[str, str] = {"": "", **feeds}
         for tensor in model.graph.initializer:
-            name = f"c{len(self._initializers)}"
+            name = f"__c{len(self._initializers)}"
             copy = onnx.TensorProto()
             copy.CopyFrom(tensor)
             copy.name, copy.doc_string = name, ""
@@ -194,7 +203,7 @@ class GraphBuilder:
 
     def _new_name(self) -> str:
         self._count += 1
-        return f"t{self._count - 1}"
+        return f"__t{self._count - 1}"
 
 
 def _hashable(value: Any) -> Any:

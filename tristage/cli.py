@@ -75,6 +75,8 @@ def _note(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -
 
 # a package that is missing -> the extra that brings it
 _EXTRAS = {
+    "aiohttp": "client",
+    "grpc": "client",
     "keras": "tensorflow",
     "nvtabular": "export",
     "onnx": "export",
@@ -86,6 +88,8 @@ _EXTRAS = {
     "treelite": "export",
     "tritonclient": "client",
     "xgboost": "export",
+    "yaml": "export",
+    "yarl": "client",
 }
 
 

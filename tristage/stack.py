@@ -6,6 +6,7 @@ A step reads columns and makes columns. References are written `step.column`, `s
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -183,7 +184,10 @@ class Stack:
                 used |= self.reads_steps(name)
         for name in self.steps:
             if name not in used:
-                raise StackError(f"nobody reads step {name}; remove it, or name it in outputs", step=name)
+                bare = {reference for step in self.steps.values() for reference in step.references()} - set(self.steps)
+                near = difflib.get_close_matches(name, bare, n=1)
+                hint = f" (a step reads {near[0]}: is {name} meant?)" if near else ""
+                raise StackError(f"nobody reads step {name}{hint}; remove it, or name it in outputs", step=name)
 
 
 def split_reference(reference: str) -> tuple[str, str | None]:

@@ -117,8 +117,15 @@ def _graph(sizes: Sizes, folder: str) -> Any:
     sums = list(SUMMED_KEYS) >> ops.JoinGroupby(cont_cols=ones + list(TARGETS), stats=["sum"], out_path=folder)
     sums = sums >> ops.FillMissing() >> ops.LambdaOp(lambda col: col * 1.0) >> ops.Rename(f=lambda name: "s_" + name)
     numbers = _numbers()
-    return users + hashtags + tokens + numbers + _categories(numbers, sums, folder) + encoded + sums + _net_numbers(
-        numbers, sums
+    return (
+        users
+        + hashtags
+        + tokens
+        + numbers
+        + _categories(numbers, sums, folder)
+        + encoded
+        + sums
+        + _net_numbers(numbers, sums)
     )
 
 
@@ -185,7 +192,11 @@ def _net_numbers(numbers: Any, sums: Any) -> Any:
     """27 numbers for the nets and nine indicators."""
     from nvtabular import ops
 
-    to_n, to_i = ops.Rename(f=lambda name: "n_" + name), ops.Rename(f=lambda name: "i_" + name)
+    to_n = ops.Rename(f=lambda name: "n_" + name)
+
+    def older(col: Any, df: Any) -> Any:
+        return (df["b_account_creation"] - col) / 1e8
+
     long_tailed = [*COUNTS, "r_a", "r_b", "r_followers", "r_following"]
     logs = numbers[long_tailed] + sums[[f"s_{'_'.join(_listed(key))}_rows_sum" for key in SUMMED_KEYS]]
     scaled = (logs >> ops.Clip(min_value=0) >> ops.LogOp()) + numbers["a_age", "b_age"]
@@ -199,9 +210,7 @@ def _net_numbers(numbers: Any, sums: Any) -> Any:
         + _derive("tweet_timestamp", "n_half_cos", lambda col: np.cos((col % 43200) * (np.pi / 21600.0)))
         + _derive("tweet_timestamp", "n_week_sin", lambda col: np.sin((col % 604800) * (np.pi / 302400.0)))
         + _derive("tweet_timestamp", "n_week_cos", lambda col: np.cos((col % 604800) * (np.pi / 302400.0)))
-        + _derive(
-            "a_account_creation", "n_older", lambda col, df: (df["b_account_creation"] - col) / 1e8, "b_account_creation"
-        )
+        + _derive("a_account_creation", "n_older", older, "b_account_creation")
     )
     indicators = (
         _derive("b_follower_count", "i_b_240", lambda col: (col >= 240) * 1.0)
@@ -215,7 +224,9 @@ def _net_numbers(numbers: Any, sums: Any) -> Any:
             "a_follower_count", "i_larger", lambda col, df: (col > df["b_follower_count"]) * 1.0, "b_follower_count"
         )
         + _derive(
-            "a_following_count", "i_follows_more", lambda col, df: (col > df["b_following_count"]) * 1.0,
+            "a_following_count",
+            "i_follows_more",
+            lambda col, df: (col > df["b_following_count"]) * 1.0,
             "b_following_count",
         )
     )

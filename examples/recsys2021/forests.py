@@ -18,7 +18,15 @@ __all__ = ["columns_of", "fit", "predict"]
 Floats = NDArray[np.float32]
 Boosters = Sequence[Sequence[xgboost.Booster]]
 
-PARAMETERS = {"objective": "binary:logistic", "tree_method": "hist", "nthread": 1, "subsample": 0.8, "max_bin": 64, "min_child_weight": 8}
+BINS = 64
+PARAMETERS = {
+    "objective": "binary:logistic",
+    "tree_method": "hist",
+    "max_bin": BINS,
+    "nthread": 1,
+    "subsample": 0.8,
+    "min_child_weight": 8,
+}
 
 
 def columns_of(step: str, columns: Sequence[str]) -> list[str]:
@@ -40,9 +48,7 @@ def columns_of(step: str, columns: Sequence[str]) -> list[str]:
     dropped = {"n_day_sin", "n_day_cos"}
     wanted = tuple(prefix for kind in kinds[step] for prefix in start[kind])
     return [
-        name
-        for name in columns
-        if name not in dropped and (name.startswith(wanted) or name in every.get(step, []))
+        name for name in columns if name not in dropped and (name.startswith(wanted) or name in every.get(step, []))
     ]
 
 
@@ -79,13 +85,13 @@ def fit(
         Per target, one forest per label.
     """
     folder.mkdir()
-    data: dict[bytes, xgboost.QuantileDMatrix] = {}
-    cuts = PARAMETERS["max_bin"]
 
     def train(job: tuple[int, int]) -> xgboost.Booster:
         target, label = job
         part = parts[label]
-        rows = xgboost.QuantileDMatrix(values[part], targets[part, target], feature_names=list(names), max_bin=cuts, nthread=1)
+        rows = xgboost.QuantileDMatrix(
+            values[part], targets[part, target], feature_names=list(names), max_bin=BINS, nthread=1
+        )
         booster = xgboost.train(
             {**PARAMETERS, **parameters, "seed": seed + target * len(labels) + label}, rows, trees[target]
         )

@@ -55,11 +55,12 @@ def grouped_scores(truth: NDArray[Any], score: NDArray[Any], group: NDArray[Any]
     """
     made: dict[str, dict[str, float]] = {}
     groups = [group == value for value in np.unique(group)]
+
+    def mean(metric: Any, at: int) -> float:
+        return float(np.mean([metric(truth[rows, at], score[rows, at]) for rows in groups if truth[rows, at].any()]))
+
     for name, metric in (("ap", average_precision), ("rce", relative_cross_entropy)):
-        each = {
-            target: float(np.nanmean([metric(truth[rows, at], score[rows, at]) for rows in groups if truth[rows, at].any()]))
-            for at, target in enumerate(TARGETS)
-        }
+        each = {target: mean(metric, at) for at, target in enumerate(TARGETS)}
         made[name] = {**each, "average": float(np.mean(list(each.values())))}
     return made
 

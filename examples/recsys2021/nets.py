@@ -1,7 +1,8 @@
 """Trains NN2 and NN3 in a process of its own, while the caller trains the other models.
 
-`python -m examples.recsys2021.nets FOLDER` reads `job.json`, `nn2.npz` and `nn3.npz` there, and leaves `nn2.pt2`,
-`nn3.pt2` and their answers for week 4, `nn2.npy` and `nn3.npy`. Each line of its output is "<net> <batches done>".
+`python -m examples.recsys2021.nets FOLDER` loads what it needs, waits for a line on stdin, then reads `nn2.npz` and
+`nn3.npz` there, and leaves `nn2.pt2`, `nn3.pt2` and their answers for week 4, `nn2.npy` and `nn3.npy`. Each line of its
+output is "<net> <batches done> <of how many>".
 """
 
 from __future__ import annotations
@@ -17,26 +18,23 @@ import torch
 from examples.recsys2021.nn2 import NN2
 from examples.recsys2021.nn3 import NN3
 from examples.recsys2021.sizes import Sizes
-from examples.recsys2021.text import fit, frozen_table, predict, save
+from examples.recsys2021.text import GRU, fit, frozen_table, predict, save
 
-__all__ = ["steps_of", "train_nets"]
-
-
-def steps_of(sizes: Sizes) -> dict[str, int]:
-    """Batches that each net's training reads."""
-    return {
-        "nn2": sizes.nn2_epochs * (sizes.nn2_rows // sizes.nn2_batch),
-        "nn3": sizes.nn3_epochs * (sizes.nn3_rows // sizes.nn3_batch),
-    }
+__all__ = ["train_nets"]
 
 
 def train_nets(folder: Path) -> None:
-    """Do the job that lies in `folder`."""
-    job = json.loads((folder / "job.json").read_text())
-    sizes = Sizes(**{name: tuple(value) if isinstance(value, list) else value for name, value in job["sizes"].items()})
-    rows: dict[str, int] = job["cardinalities"]
+    """Do the job that `NetsProcess` left in `folder` and sends on stdin."""
+    given: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in json.loads((folder / "sizes.json").read_text()).items()
+    }
+    sizes = Sizes(**given)
     torch.set_num_threads(1)
     table = frozen_table(sizes)
+    save(GRU(table[:4, :4], 4), {"tokens": torch.ones(4, 4, dtype=torch.int64)}, folder / "first.pt2")  # loads modules
+    job = json.loads(sys.stdin.readline())
+    rows: dict[str, int] = job["cardinalities"]
     for step in ("nn2", "nn3"):
         torch.manual_seed(sizes.seed)
         stored = {name: torch.from_numpy(values) for name, values in np.load(folder / f"{step}.npz").items()}
@@ -44,14 +42,25 @@ def train_nets(folder: Path) -> None:
         learn = {name.removeprefix("learn."): values for name, values in stored.items() if name.startswith("learn.")}
         answer = {name.removeprefix("answer."): values for name, values in stored.items() if name.startswith("answer.")}
         net = _net(step, sizes, table, rows, job["categories"], learn)
-        done = iter(range(1, sys.maxsize))
         epochs, batch = {"nn2": (sizes.nn2_epochs, sizes.nn2_batch), "nn3": (sizes.nn3_epochs, sizes.nn3_batch)}[step]
-        fit(net, learn, targets, epochs, batch, sizes.seed, lambda step=step, done=done: print(step, next(done), flush=True))
+        fit(net, learn, targets, epochs, batch, sizes.seed, _Told(step, epochs * (len(targets) // batch)))
         np.save(folder / f"{step}.npy", predict(net, answer))
         save(net, answer, folder / f"{step}.pt2")
 
 
-def _net(step: str, sizes: Sizes, table: Any, rows: dict[str, int], categories: list[str], inputs: Any) -> torch.nn.Module:
+class _Told:
+    """Each call writes "<net> <calls so far> <calls in all>"."""
+
+    def __init__(self, step: str, total: int) -> None:
+        self.step, self.done, self.total = step, 0, total
+
+    def __call__(self) -> None:
+        self.done += 1
+        sys.stdout.write(f"{self.step} {self.done} {self.total}\n")
+        sys.stdout.flush()
+
+
+def _net(step: str, sizes: Sizes, table: Any, rows: dict[str, int], categories: list[str], inputs: Any) -> Any:
     if step == "nn2":
         encoded = inputs["other"].shape[1] - 3
         kinds = {name: rows[name] for name in categories}

@@ -15,7 +15,7 @@ __all__ = ["NN2"]
 WIDTHS = {"c_language": 18, "c_media": 12, "c_hour": 8, "c_tweet_type": 6, "c_weekday": 6}  # all others are 4 wide
 
 
-class NN2(nn.Module):
+class NN2(nn.Module):  # type: ignore[misc]
     """Args: sizes, the frozen token table, rows of the reader and of the hashtag table, rows by category, numbers."""
 
     def __init__(

@@ -11,7 +11,7 @@ from examples.recsys2021.text import GRU
 __all__ = ["NN3"]
 
 
-class NN3(nn.Module):
+class NN3(nn.Module):  # type: ignore[misc]
     """Args: sizes, the frozen token table, rows of the user, language, media and tweet type tables, numbers."""
 
     def __init__(
@@ -32,7 +32,14 @@ class NN3(nn.Module):
         self.top = nn.Sequential(*layers, nn.Linear(width, 4))
 
     def forward(
-        self, tokens: Tensor, a_user: Tensor, b_user: Tensor, language: Tensor, media: Tensor, tweet_type: Tensor, numeric: Tensor
+        self,
+        tokens: Tensor,
+        a_user: Tensor,
+        b_user: Tensor,
+        language: Tensor,
+        media: Tensor,
+        tweet_type: Tensor,
+        numeric: Tensor,
     ) -> Tensor:
         """Probabilities [rows, 4].
 

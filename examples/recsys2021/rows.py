@@ -26,8 +26,21 @@ Ints = NDArray[np.int64]
 FIRST_SECOND = 1_612_396_800  # Thursday, 4 February 2021, 00:00 UTC, where the challenge's four weeks began
 WEEK = 7 * 86_400
 MARKS = 40  # ids of words that ask, and as many of words that praise
-MEDIA = ("", "Photo", "Video", "GIF", "Photo\tPhoto", "Photo\tPhoto\tPhoto", "Photo\tPhoto\tPhoto\tPhoto")
-MEDIA += ("Video\tPhoto", "Photo\tVideo", "Video\tVideo", "GIF\tPhoto", "Photo\tGIF", "Photo\tPhoto\tVideo")
+MEDIA = (
+    "",
+    "Photo",
+    "Video",
+    "GIF",
+    "Photo\tPhoto",
+    "Photo\tPhoto\tPhoto",
+    "Photo\tPhoto\tPhoto\tPhoto",
+    "Video\tPhoto",
+    "Photo\tVideo",
+    "Video\tVideo",
+    "GIF\tPhoto",
+    "Photo\tGIF",
+    "Photo\tPhoto\tVideo",
+)
 MEDIA_SHARE = (0.56, 0.2, 0.08, 0.04, 0.04, 0.02, 0.02, 0.01, 0.01, 0.005, 0.005, 0.005, 0.005)
 TYPES = ("TopLevel", "Retweet", "Quote", "Reply")
 TYPE_SHARE = (0.36, 0.4, 0.07, 0.17)

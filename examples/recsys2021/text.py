@@ -29,7 +29,7 @@ def frozen_table(sizes: Sizes) -> Tensor:
     return torch.from_numpy(table.astype(np.float32))
 
 
-class GRU(nn.Module):
+class GRU(nn.Module):  # type: ignore[misc]
     """A text as the state of a GRU after its last token: [rows, tokens] int64 -> [rows, width]."""
 
     def __init__(self, table: Tensor, width: int) -> None:
@@ -44,7 +44,9 @@ class GRU(nn.Module):
         return torch.gather(states, 1, place).squeeze(1)
 
 
-def fit(net: nn.Module, inputs: Batch, targets: Tensor, epochs: int, batch: int, seed: int, step: Callable[[], None]) -> None:
+def fit(
+    net: nn.Module, inputs: Batch, targets: Tensor, epochs: int, batch: int, seed: int, step: Callable[[], None]
+) -> None:
     """Train a net whose answers are probabilities; `step` is called after each batch."""
     weights = [weight for weight in net.parameters() if weight.requires_grad]
     steps = epochs * (len(targets) // batch)
@@ -62,14 +64,14 @@ def fit(net: nn.Module, inputs: Batch, targets: Tensor, epochs: int, batch: int,
     net.eval()
 
 
-@torch.no_grad()
 def predict(net: nn.Module, inputs: Batch) -> NDArray[np.float32]:
     """The net's answers: [rows, 4]."""
     lengths = _lengths(inputs)
     made = np.empty((len(lengths), 4), np.float32)
     net.eval()
-    for rows in _by_length(lengths, 1024, None):
-        made[rows.numpy()] = net(**_batch(inputs, rows)).numpy()
+    for rows in _by_length(lengths, 128, None):
+        with torch.no_grad():
+            made[rows.numpy()] = net(**_batch(inputs, rows)).numpy()
     return made
 
 
@@ -97,7 +99,11 @@ def _by_length(lengths: NDArray[np.int64], batch: int, draw: np.random.Generator
     order = draw.permutation(len(lengths))[: len(lengths) // batch * batch]  # a batch of one row has no variance
     near = 16 * batch
     blocks = [order[at : at + near] for at in range(0, len(order), near)]
-    batches = [rows for block in blocks for rows in np.split(block[np.argsort(lengths[block], kind="stable")], len(block) // batch)]
+    batches = [
+        rows
+        for block in blocks
+        for rows in np.split(block[np.argsort(lengths[block], kind="stable")], len(block) // batch)
+    ]
     for index in draw.permutation(len(batches)):
         yield torch.from_numpy(batches[index])
 

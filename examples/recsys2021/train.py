@@ -8,14 +8,11 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ from rich.table import Table
 
 from examples.recsys2021 import TARGETS
 from examples.recsys2021.metrics import grouped_scores
+from examples.recsys2021.nets_process import NetsProcess
 from examples.recsys2021.rows import Rows, make_rows
 from examples.recsys2021.sizes import SIZES, SMALL, Sizes
 from examples.recsys2021.wiring import STACK, expand, net_inputs, reads
@@ -39,6 +37,21 @@ PACKAGE = Path(__file__).parent
 ARTIFACTS = PACKAGE / "artifacts"
 STAGE1 = ("xgb1", "xgb2", "xgb3", "nn1", "nn2", "nn3")
 FINGERPRINT = "fingerprint"
+MODULES = (
+    "__init__",
+    "features",
+    "forests",
+    "metrics",
+    "nets",
+    "nets_process",
+    "nn1",
+    "nn2",
+    "nn3",
+    "rows",
+    "text",
+    "train",
+    "wiring",
+)
 
 Scores = Mapping[str, Mapping[str, Mapping[str, float]]]
 
@@ -67,6 +80,9 @@ def train(sizes: Sizes = SMALL, folder: Path | None = None, *, retrain: bool = F
         folder: where the artifacts go; `artifacts/<size>` beside this file when None. What was there is replaced, once
             the training is through.
         retrain: train even if the folder holds what these sizes and this source make.
+
+    Raises:
+        ArtifactError: the process that trains NN2 and NN3 failed.
     """
     folder = ARTIFACTS / sizes.name if folder is None else Path(folder)
     mark = _fingerprint(sizes)
@@ -80,38 +96,39 @@ def train(sizes: Sizes = SMALL, folder: Path | None = None, *, retrain: bool = F
             scores = _train(sizes, aside, bars)
         (aside / FINGERPRINT).write_text(mark)
         aside.chmod(0o755)
-        shutil.rmtree(folder, ignore_errors=True)
+        replaced = aside.with_name(aside.name + "-replaced")
+        if folder.exists():
+            folder.rename(replaced)
         aside.rename(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return Trained(folder, scores, False)
 
 
 def _train(sizes: Sizes, folder: Path, bars: Progress) -> Scores:
-    with _task(bars, "loading NVTabular, TensorFlow and XGBoost", 1):
-        with _quiet_import():
+    with NetsProcess(sizes, bars) as nets:
+        with _task(bars, "loading NVTabular, TensorFlow and XGBoost", 1), _quiet_import():
             import nvtabular  # noqa: F401
 
             from examples.recsys2021 import features, nn1
-    with _task(bars, f"drawing {4 * sizes.rows_per_week:,} rows", 1):
-        rows = make_rows(sizes)
-        frame = rows.table.to_pandas()
-    with _task(bars, "preprocessing: NVTabular", 2) as step:
-        workflow = features.fit_workflow(frame[rows.week < 2].reset_index(drop=True), sizes, folder / "workflow")
-        step()
-        made = features.transform(workflow, frame)
-    targets = frame[list(TARGETS)].to_numpy()
-    cardinalities = _cardinalities(made, sizes)
-    week4 = rows.validation | rows.test
-
-    with _nets(sizes, folder, made, targets, rows, cardinalities, bars) as nets:
+        with _task(bars, f"drawing {4 * sizes.rows_per_week:,} rows", 1):
+            rows = make_rows(sizes)
+            frame = rows.table.to_pandas()
+        with _task(bars, "preprocessing: NVTabular", 2) as step:
+            workflow = features.fit_workflow(frame[rows.week < 2].reset_index(drop=True), sizes, folder / "workflow")
+            step()
+            made = features.transform(workflow, frame)
+        targets = frame[list(TARGETS)].to_numpy()
+        cardinalities = _cardinalities(made, sizes)
+        _send_nets_off(nets, sizes, made, targets, rows, cardinalities)
         answers = {"nn1": _train_nn1(sizes, folder, made, targets, rows, cardinalities, bars, nn1)}
         answers.update(_train_stage1_forests(sizes, folder, made, targets, rows, bars))
-        answers.update(nets())
+        answers.update(nets.answers(folder))
     final = _train_stage2(sizes, folder, made, targets, rows, answers, bars)
 
     with _task(bars, "scoring and writing", 1):
-        test = rows.test[week4]
+        test = rows.test[rows.week == 3]
         group = made["author_group"].to_numpy()[rows.test]
         every = {name: answers[name][test] for name in STAGE1} | {name: value[test] for name, value in final.items()}
         scores = {name: grouped_scores(targets[rows.test], value, group) for name, value in every.items()}
@@ -123,7 +140,9 @@ def _train(sizes: Sizes, folder: Path, bars: Progress) -> Scores:
 
 def _cardinalities(made: pd.DataFrame, sizes: Sizes) -> dict[str, int]:
     """Rows of each embedding table: codes 0 pad, 1 null, 2 unknown, then what the earlier weeks hold."""
-    counts = {name: max(int(made[name].max()) + 1, 3) for name in expand(reads("nn2")["categories"], list(made.columns))}
+    counts = {
+        name: max(int(made[name].max()) + 1, 3) for name in expand(reads("nn2")["categories"], list(made.columns))
+    }
     counts["users"] = max(int(made["a_user"].max()), int(made["b_user"].max())) + 1
     counts["hashtags"] = sizes.hashtags + 3
     return counts
@@ -235,68 +254,23 @@ def _train_stage2(
     return final
 
 
-@contextlib.contextmanager
-def _nets(
+def _send_nets_off(
+    nets: NetsProcess,
     sizes: Sizes,
-    folder: Path,
     made: pd.DataFrame,
     targets: NDArray[Any],
     rows: Rows,
     cardinalities: Mapping[str, int],
-    bars: Progress,
-) -> Iterator[Callable[[], dict[str, NDArray[np.float32]]]]:
-    """NN2 and NN3 train in another process meanwhile; calling what this yields waits for their answers."""
-    from examples.recsys2021.nets import steps_of
-
-    with tempfile.TemporaryDirectory(prefix="recsys2021-") as name:
-        work = Path(name)
-        week4 = rows.week == 3
-        # nn2 reads target encodings, so it must not learn from the weeks they were made of
-        newest = {"nn2": np.flatnonzero(rows.week == 2)[-sizes.nn2_rows :], "nn3": np.flatnonzero(rows.week < 3)[-sizes.nn3_rows :]}
-        for step, learn in newest.items():
-            inputs = net_inputs(step, made, sizes)
-            np.savez(
-                work / f"{step}.npz",
-                targets=targets[learn].astype(np.float32),
-                **{f"learn.{key}": values[learn] for key, values in inputs.items()},
-                **{f"answer.{key}": values[week4] for key, values in inputs.items()},
-            )
-        categories = expand(reads("nn2")["categories"], list(made.columns))
-        job = {"sizes": asdict(sizes), "cardinalities": dict(cardinalities), "categories": categories}
-        (work / "job.json").write_text(json.dumps(job))
-        with open(work / "complaints", "w") as complaints:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "examples.recsys2021.nets", name],
-                cwd=PACKAGE.parents[1],
-                stdout=subprocess.PIPE,
-                stderr=complaints,
-                text=True,
-            )
-        watcher = threading.Thread(target=_watch, args=(process, steps_of(sizes), bars), daemon=True)
-        watcher.start()
-
-        def answers() -> dict[str, NDArray[np.float32]]:
-            watcher.join()
-            if process.wait() != 0:
-                raise RuntimeError(f"training NN2 and NN3 failed:\n{(work / 'complaints').read_text()}")
-            for step in newest:
-                shutil.copy(work / f"{step}.pt2", folder)
-            return {step: np.load(work / f"{step}.npy") for step in newest}
-
-        try:
-            yield answers
-        finally:
-            process.kill()
-            process.wait()
-            watcher.join()
-
-
-def _watch(process: subprocess.Popen[str], steps: Mapping[str, int], bars: Progress) -> None:
-    """Show what the other process says it has done."""
-    tasks = {name: bars.add_task(f"{name} (PyTorch)", total=total) for name, total in steps.items()}
-    for line in process.stdout or ():
-        name, done = line.split()
-        bars.update(tasks[name], completed=int(done))
+) -> None:
+    """NN2 reads target encodings, so it must not learn from the weeks they were made of."""
+    newest = {
+        "nn2": np.flatnonzero(rows.week == 2)[-sizes.nn2_rows :],
+        "nn3": np.flatnonzero(rows.week < 3)[-sizes.nn3_rows :],
+    }
+    for step, learn in newest.items():
+        inputs = net_inputs(step, made, sizes)
+        nets.give(step, inputs, learn, np.flatnonzero(rows.week == 3), targets[learn])
+    nets.start(cardinalities, expand(reads("nn2")["categories"], list(made.columns)))
 
 
 def _matrix(made: pd.DataFrame, columns: list[str]) -> NDArray[np.float32]:
@@ -314,9 +288,9 @@ def _write_rows(rows: Rows, sizes: Sizes, folder: Path) -> None:
 
 
 def _fingerprint(sizes: Sizes) -> str:
-    """Changes when the sizes or the source of this package change."""
+    """Changes when the sizes or the source that trains change."""
     digest = hashlib.sha256(repr(sizes).encode())
-    for file in sorted([*PACKAGE.glob("*.py"), STACK]):
+    for file in [*(PACKAGE / f"{module}.py" for module in MODULES), STACK]:
         digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()
 

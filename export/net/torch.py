@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -81,15 +82,20 @@ def _check_dynamic(program: Any, what: str) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """torch.export prints progress and warns about its own internals; errors still come as exceptions."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    # torch looks for OpenAI's triton, whose LLVM ends a process that has loaded TensorFlow's; ONNX needs neither
+    blocked = "tensorflow" in sys.modules and "triton" not in sys.modules
+    if blocked:
+        sys.modules["triton"] = None  # type: ignore[assignment]
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(disabled)
+        if blocked:
+            del sys.modules["triton"]
 
 
 def _first_line(error: Exception) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from tristage.columns import DTYPES, Column
 from tristage.errors import ArtifactError, StackError
 from tristage.export.onnx_graph import GraphBuilder
@@ -64,12 +66,22 @@ def raw_columns(workflow: Any, lists: Mapping[str, ListInput], nullable: frozens
         pad = options.pad
         if pad is None:
             pad = "" if dtype == "string" else float("nan") if dtype.startswith("float") else 0
+        elif not _fits(pad, dtype):
+            raise StackError(f"inputs gives the lists of {schema.name}, which hold {dtype}, the pad {pad!r}")
         columns.append(Column(schema.name, dtype, options.max_length, pad))
     scalar = {column.name for column in columns if column.length is None}
     for name in lists:
         if name in scalar:
             raise StackError(f"inputs declares a length for {name}, which holds one value a row; remove it")
     return tuple(columns)
+
+
+def _fits(pad: int | float | str, dtype: str) -> bool:
+    if dtype == "string":
+        return isinstance(pad, str)
+    if isinstance(pad, (str, bool)):
+        return False
+    return dtype.startswith("float") or bool(pad == int(pad) and np.iinfo(dtype).min <= pad <= np.iinfo(dtype).max)
 
 
 def compile_workflow(workflow: Any, raw: Sequence[Column]) -> CompiledWorkflow:
@@ -115,6 +127,7 @@ def _source(graph: GraphBuilder, column: Column) -> Value:
         valid=_not_padding(graph, tensor, column),
         pad=0 if column.pad is None else column.pad,
         width=column.width,
+        raw_pad=column.pad,
     )
 
 

@@ -51,6 +51,11 @@ def categorify(node: Node, graph: GraphBuilder) -> dict[str, Value]:
             codes = codes + OUT_OF_VOCABULARY + 1
         columns = [node.columns[key] for key in keys]
         keyed = [_keys(table[key if combo else stored]) for key in keys]
+        if columns[0].length is not None and columns[0].raw_pad in keyed[0]:
+            raise NotCompilable(
+                f"Categorify of {name}: the pad {columns[0].raw_pad!r} that fills its lists up is a fitted category "
+                f"too; declare another: inputs: {{{name}: {{pad: ...}}}}"
+            )
         code = _row_number(graph, columns, keyed, codes, default=OUT_OF_VOCABULARY, null=NULL)
         dtype = np.dtype(op.output_dtype).name
         first = columns[0]
@@ -73,16 +78,15 @@ def target_encoding(node: Node, graph: GraphBuilder) -> dict[str, Value]:
     target column (NVTabular 23.8's own transform asks for both).
     """
     op = node.op
-    means = op.target_mean or op.means
-    if not isinstance(means, dict):
-        raise NotCompilable("TargetEncoding with one target_mean for all targets; give no target_mean")
+    means = op.means
     made = {}
-    for position, group in enumerate(node.groups):
+    for group in node.groups:
         tag = op.name_sep.join(group)
         table = _read(op.stats[tag], f"TargetEncoding of {', '.join(group)}")
         # by position, as NVTabular reads it: keys, count, then a sum for every target
         keyed, (count, *sums) = table.columns[: len(group)], table.columns[len(group) :]
-        if list(keyed) != list(group) or len(sums) != len(op.target_columns):
+        fitted = [op.name_sep.join((*group, target, "sum")) for target in op.target_columns]
+        if list(keyed) != list(group) or sums != fitted:
             raise _overwritten("TargetEncoding", group, table)
         encoded = np.stack(
             [
@@ -101,9 +105,6 @@ def target_encoding(node: Node, graph: GraphBuilder) -> dict[str, Value]:
             graph, columns, [_keys(table[key]) for key in group], np.arange(len(table)), default=len(table)
         )
         names = [f"TE_{tag}_{target}" for target in op.target_columns]
-        if isinstance(op.out_col, list):
-            given = op.out_col[position]
-            names = [given] if isinstance(given, str) else list(given)
         made.update(_gather(graph, row, statistics.astype(dtype), names))
     return made
 
@@ -228,8 +229,8 @@ def _encode(graph: GraphBuilder, column: Value, labels: dict[Any, int], default:
     for key, row in labels.items():
         if key is None:
             whole[_NULL_KEY] = row
-        elif isinstance(key, str) or key != int(key):
-            raise NotCompilable(f"category {key!r} of a numeric column is not a whole number")
+        elif isinstance(key, str) or not abs(key) < 2**63 or key != int(key):
+            raise NotCompilable(f"category {key!r} of a numeric column is not a whole number of 64 bits")
         else:
             whole[int(key)] = row
     return graph.label_encode(_whole(graph, tensor, column.dtype), whole or {_NO_KEY: default}, default)

@@ -27,6 +27,7 @@ _UFUNCS = {
     np.log: "Log",
     np.logical_not: "Not",
     np.negative: "Neg",
+    np.positive: "Identity",
     np.sign: "Sign",
     np.sin: "Sin",
     np.sqrt: "Sqrt",
@@ -45,6 +46,13 @@ _BINARY = {
     np.equal: "Equal",
 }
 _LOGIC = {np.logical_and: "And", np.logical_or: "Or", np.logical_xor: "Xor"}
+# what & | ^ ~ are, on booleans
+_BITWISE = {
+    np.bitwise_and: np.logical_and,
+    np.bitwise_or: np.logical_or,
+    np.bitwise_xor: np.logical_xor,
+    np.invert: np.logical_not,
+}
 
 
 @lowers("merlin.dag.ops.udf.UDF")
@@ -101,12 +109,18 @@ class _Traced:
             raise NotCompilable(f"numpy.{ufunc.__name__} with {method} or options is not traced")
         if ufunc in (np.floor_divide, np.remainder):
             return self._whole_division(ufunc, *inputs)
+        for item in inputs:
+            if not isinstance(item, _Traced) and not np.isscalar(item):
+                raise NotCompilable(f"it computes with a {type(item).__name__}; only columns and numbers are traced")
         witness = ufunc(*(item._witness if isinstance(item, _Traced) else item for item in inputs))
+        if str(witness.dtype) == "bool":
+            ufunc = _BITWISE.get(ufunc, ufunc)
         if ufunc in _UFUNCS:
             tensor = self._unary(_UFUNCS[ufunc], inputs[0], str(witness.dtype))
         elif ufunc is np.log1p:
-            one = self._graph.scalar(1, str(witness.dtype))
-            tensor = self._graph.add("Log", self._graph.add("Add", self._as(inputs[0], str(witness.dtype)), one))
+            # in float32 the sum would lose what small values are made of
+            plus_one = self._graph.add("Add", self._as(inputs[0], "float64"), self._graph.scalar(1, "float64"))
+            tensor = self._graph.cast(self._graph.add("Log", plus_one), "float64", str(witness.dtype))
         elif ufunc in _BINARY:
             tensor = self._pair(_BINARY[ufunc], inputs, self._common(inputs, str(witness.dtype)))
         elif ufunc is np.not_equal:
@@ -137,10 +151,11 @@ class _Traced:
     def fillna(self, fill: Any) -> _Traced:
         if not self.dtype.startswith("float"):
             return self
-        tensor = self._graph.add(
-            "Where", self._graph.is_null(self.tensor, self.dtype), self._graph.scalar(fill, self.dtype), self.tensor
-        )
-        return _Traced(self._graph, tensor, self._witness)
+        # pandas widens float32 to hold a value that doesn't fit in it
+        filled = self.astype("float64") if self.dtype == "float32" and np.float32(fill) != fill else self
+        null = self._graph.is_null(self.tensor, self.dtype)
+        tensor = self._graph.add("Where", null, self._graph.scalar(fill, filled.dtype), filled.tensor)
+        return _Traced(self._graph, tensor, filled._witness)
 
     def __getattr__(self, name: str) -> Any:
         raise NotCompilable(f"it uses .{name}, which is not traced; use arithmetic, comparisons or NumPy functions")
@@ -158,8 +173,6 @@ class _Traced:
     def _as(self, item: Any, dtype: str) -> str:
         if isinstance(item, _Traced):
             return self._graph.cast(item.tensor, item.dtype, dtype)
-        if not np.isscalar(item):
-            raise NotCompilable(f"it computes with a {type(item).__name__}; only columns and numbers are traced")
         return self._graph.scalar(item, dtype)
 
     def _common(self, inputs: tuple[Any, ...], result: str) -> str:
@@ -197,9 +210,9 @@ for _name, _ufunc in {
     "floordiv": np.floor_divide,
     "mod": np.remainder,
     "pow": np.power,
-    "and": np.logical_and,
-    "or": np.logical_or,
-    "xor": np.logical_xor,
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "xor": np.bitwise_xor,
 }.items():
     setattr(_Traced, f"__{_name}__", _operator(_ufunc, swapped=False))
     setattr(_Traced, f"__r{_name}__", _operator(_ufunc, swapped=True))
@@ -212,7 +225,7 @@ for _name, _ufunc in {
     "ne": np.not_equal,
 }.items():
     setattr(_Traced, f"__{_name}__", _operator(_ufunc, swapped=False))
-for _name, _ufunc in {"neg": np.negative, "abs": np.absolute, "invert": np.logical_not}.items():
+for _name, _ufunc in {"pos": np.positive, "neg": np.negative, "abs": np.absolute, "invert": np.invert}.items():
     setattr(_Traced, f"__{_name}__", lambda self, ufunc=_ufunc: self.__array_ufunc__(ufunc, "__call__", self))
 
 

@@ -42,10 +42,11 @@ def _fill(node: Node, graph: GraphBuilder, fills: Mapping[str, Any]) -> dict[str
                 f"{_op(node)} fills {name} ({value.dtype}) with {fill!r}, which mixes types in a column"
             )
         if value.dtype in ("float32", "float64", "string"):
-            filled = graph.add(
-                "Where", null, graph.scalar(fill, "object" if value.dtype == "string" else value.dtype), tensor
-            )
-            made[name] = Value(filled, value.dtype)
+            # pandas widens float32 to hold a value that doesn't fit in it
+            wide = value.dtype == "float32" and np.float32(fill) != fill
+            dtype = "float64" if wide else value.dtype
+            filled = graph.add("Where", null, graph.scalar(fill, dtype), graph.cast(tensor, value.dtype, dtype))
+            made[name] = Value(filled, dtype)
         else:
             made[name] = value  # no null can be in it
         if node.op.add_binary_cols:
@@ -111,10 +112,18 @@ def clip(node: Node, graph: GraphBuilder) -> dict[str, Value]:
         for compare, bound in (("Less", node.op.min_value), ("Greater", node.op.max_value)):
             if bound is None:
                 continue
-            if value.dtype not in ("float32", "float64") and float(bound) != int(bound):
-                raise NotCompilable(f"Clip cuts the whole-number column {name} at {bound}; cut it at a whole number")
+            if value.dtype not in ("float32", "float64"):
+                if float(bound) != np.floor(bound):
+                    raise NotCompilable(
+                        f"Clip cuts the whole-number column {name} at {bound}; cut it at a whole number"
+                    )
+                lowest, highest = np.iinfo(value.dtype).min, np.iinfo(value.dtype).max
+                if (bound <= lowest) if compare == "Less" else (bound >= highest):
+                    continue  # it cuts nothing
+                if not lowest <= bound <= highest:
+                    raise NotCompilable(f"Clip cuts the {value.dtype} column {name} at {bound}, which it cannot hold")
             limit = graph.scalar(bound, value.dtype)
-            tensor = graph.add("Where", graph.add(compare, tensor, limit), limit, tensor)
+            tensor = graph.where(graph.add(compare, tensor, limit), limit, tensor, value.dtype)
         made[name] = Value(tensor, value.dtype)
     return made
 

@@ -55,9 +55,12 @@ def list_slice(node: Node, graph: GraphBuilder) -> dict[str, Value]:
             raise NotCompilable(f"ListSlice reads {name}, which is not a list column")
         if node.op.start < 0 or node.op.end < 0:
             raise NotCompilable(f"ListSlice counts from the end of {name}; only slices from the front are compiled")
-        start = min(int(node.op.start), value.length - 1)
-        end = max(min(int(node.op.end), value.length), start + 1)
-        kept = range(start, end)
+        kept = range(int(node.op.start), min(int(node.op.end), value.length))
+        if not kept:
+            raise NotCompilable(
+                f"ListSlice takes the elements {node.op.start} to {node.op.end} of {name}, of which no list of at most "
+                f"{value.length} has any; declare a larger max_length"
+            )
         made[name] = Value(
             tensor=graph.columns(value.tensor, kept, value.length),
             dtype=value.dtype,
@@ -67,5 +70,6 @@ def list_slice(node: Node, graph: GraphBuilder) -> dict[str, Value]:
             if node.op.pad and value.dtype != "string"
             else value.pad,
             width=len(kept),
+            raw_pad=value.raw_pad,
         )
     return made

@@ -26,6 +26,7 @@ class Value:
             Elements stand first, padding last.
         pad: what padding holds when the column leaves the workflow.
         width: columns of the tensor.
+        raw_pad: what a client fills the raw list up with; an element that equals it would be taken for padding.
     """
 
     tensor: str
@@ -35,6 +36,7 @@ class Value:
     valid: str | None = None
     pad: int | float | str = 0
     width: int = 1
+    raw_pad: int | float | str | None = None
 
 
 def materialise(graph: GraphBuilder, value: Value) -> str:
@@ -70,4 +72,4 @@ def padded(graph: GraphBuilder, value: Value) -> str:
     """A list's tensor with its pad value where there is no element; a scalar's tensor as it is."""
     if value.valid is None:
         return value.tensor
-    return graph.add("Where", value.valid, value.tensor, graph.scalar(value.pad, value.dtype))
+    return graph.where(value.valid, value.tensor, graph.scalar(value.pad, value.dtype), value.dtype)

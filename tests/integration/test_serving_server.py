@@ -34,6 +34,7 @@ from tristage.serving import Server, serve
 RUNNER = "from tristage.serving.runner import TritonPythonModel  # noqa: F401\n"
 SLOW = """
 import time
+from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
@@ -42,6 +43,8 @@ class TritonPythonModel:
         answers = []
         for request in requests:
             x = pb_utils.get_input_tensor_by_name(request, "x").as_numpy()
+            if x[0, 0] > 0:
+                Path(__file__).with_name("executing").touch()
             time.sleep(float(x[0, 0]))
             answers.append(pb_utils.InferenceResponse([pb_utils.Tensor("y", np.float32(2) * x)]))
         return answers
@@ -128,6 +131,14 @@ def infer(server_url: str, value: float, rows: int = 1, model: str = "tiny") -> 
         return found
     finally:
         client.close()
+
+
+def await_executing(root: Path) -> None:
+    """Return once a SLOW model of this repository is at a request."""
+    deadline = time.monotonic() + 30
+    while not list(root.glob("*/1/executing")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def group(pid: int) -> list[int]:
@@ -381,7 +392,7 @@ def test_stop_answers_the_request_in_flight_and_drops_idle_connections(tmp_path:
             assert idle.is_server_ready()
             with ThreadPoolExecutor(1) as pool:
                 answer = pool.submit(infer, url, 3.0)
-                time.sleep(1.0)
+                await_executing(tmp_path / "repository")
                 began = time.monotonic()
                 running.stop()
                 assert answer.result().tolist() == [[6.0, 6.0]]
@@ -393,7 +404,7 @@ def test_stop_answers_the_request_in_flight_and_drops_idle_connections(tmp_path:
 def test_kill_does_not_wait_for_requests(tmp_path: Path) -> None:
     with serve(write(tmp_path / "repository", SLOW), **FREE) as running, ThreadPoolExecutor(1) as pool:
         answer = pool.submit(infer, running.grpc_url, 20.0)
-        time.sleep(1.0)
+        await_executing(tmp_path / "repository")
         began = time.monotonic()
         running.kill()
         running.stop()
@@ -514,7 +525,7 @@ def test_serve_finishes_the_request_in_flight_when_told_to_end(
     url = running.expect(r"HTTP +(\S+)")
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(infer, url, 3.0)
-        time.sleep(1.0)
+        await_executing(tmp_path / "repository")
         running.process.send_signal(number)
         assert answer.result().tolist() == [[6.0, 6.0]]
     assert running.ended() == 0

@@ -136,6 +136,26 @@ def test_a_fault_names_column_and_row(kind, mixed, name, value, says):
         assert says in got
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [
+        ("int8", -129),
+        ("int8", 128),
+        ("uint8", -1),
+        ("uint64", -1),
+        ("int64", 2.0**63),
+        ("uint64", 2.0**64),
+        ("bool", -1),
+    ],
+)
+def test_just_out_of_range(kind, dtype, value):
+    good = type(value)(1)
+    with pytest.raises(InputError, match=r'column "c", row 1: .* is out of range') as caught:
+        encode(frame(kind, [{"c": good}, {"c": value}]), one(Column("c", dtype)))
+    assert caught.value.row == 1
+
+
 def test_rows_count_from_first_row():
     with pytest.raises(InputError, match=r'"count", row 101: '):
         encode([{"count": 1}, {"count": "x"}], one(Column("count", "int64")), first_row=100)

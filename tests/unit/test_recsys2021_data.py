@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +12,7 @@ import pytest
 
 from examples.recsys2021 import AUTHOR_CUTS, TARGETS
 from examples.recsys2021.metrics import average_precision, grouped_scores, relative_cross_entropy
-from examples.recsys2021.rows import Rows, make_rows, token_classes
+from examples.recsys2021.rows import FIRST_SECOND, Rows, make_rows, token_classes
 from examples.recsys2021.sizes import SMALL
 
 TINY = replace(SMALL, rows_per_week=3_000, users=600, vocabulary=2_000)
@@ -54,17 +56,20 @@ def test_nulls_and_ragged_lists_are_real(rows: Rows) -> None:
     assert set(nulls) == {"language", "b_following_count"}
     assert 0 < nulls["language"] < nulls["b_following_count"] < 0.03 * rows.table.num_rows
     lengths = rows.table["text_tokens"].combine_chunks().value_lengths().to_numpy()
-    assert lengths.min() >= 1 and lengths.max() > TINY.tokens
+    assert lengths.min() >= 1
+    assert lengths.max() > TINY.tokens
     tags = rows.table["hashtags"].combine_chunks().value_lengths().to_numpy()
-    assert tags.min() == 0 and tags.max() > TINY.list_hashtags
+    assert tags.min() == 0
+    assert tags.max() > TINY.list_hashtags
     ids = rows.table["text_tokens"].combine_chunks().values.to_numpy()
-    assert ids.min() >= 1 and ids.max() < TINY.vocabulary == len(token_classes(TINY))
+    assert ids.min() >= 1
+    assert ids.max() < TINY.vocabulary == len(token_classes(TINY))
 
 
 def test_four_weeks_the_last_split_into_validation_and_test(rows: Rows) -> None:
     seconds = rows.table["tweet_timestamp"].to_numpy()
     assert np.all(np.diff(seconds) >= 0)
-    assert np.array_equal((seconds - seconds[0]) // (7 * 86_400), rows.week)
+    assert np.array_equal((seconds - FIRST_SECOND) // (7 * 86_400), rows.week)
     assert np.array_equal(rows.validation | rows.test, rows.week == 3)
     assert not np.any(rows.validation & rows.test)
 
@@ -73,7 +78,8 @@ def test_engagements_have_the_wished_rates_and_drift_in_week_4(rows: Rows) -> No
     targets = np.stack([rows.table[target].to_numpy() for target in TARGETS], 1)
     past, new = targets[rows.week < 3].mean(0), targets[rows.week == 3].mean(0)
     assert past == pytest.approx([0.06, 0.12, 0.04, 0.40], abs=0.015)
-    assert new[0] > past[0] and new[3] < past[3]
+    assert new[0] > past[0]
+    assert new[3] < past[3]
 
 
 def test_every_author_group_is_there(rows: Rows) -> None:
@@ -86,7 +92,9 @@ def test_average_precision_equals_scikit_learns() -> None:
     draw = np.random.default_rng(0)
     for decimals in (1, 2, 9):  # few decimals make many equal scores
         truth, score = draw.random(2_000) < 0.1, np.round(draw.random(2_000), decimals)
-        assert average_precision(truth, score) == pytest.approx(sklearn.average_precision_score(truth, score), abs=1e-12)
+        assert average_precision(truth, score) == pytest.approx(
+            sklearn.average_precision_score(truth, score), abs=1e-12
+        )
 
 
 def test_average_precision_without_positives_is_nan() -> None:
@@ -123,6 +131,53 @@ def test_wiring_reads_what_the_stack_file_says() -> None:
     assert reads("nn3")["numeric"] == ["features.n_*", "features.i_*"]
     lists = pd.Series([np.array([1, 2, 3]), np.array([], dtype=np.int64), np.array([4])])
     assert padded(lists, 2).tolist() == [[1, 2], [0, 0], [4, 0]]
+
+
+@pytest.mark.slow
+def test_training_leaves_a_folder_that_names_only_what_it_holds(tmp_path: Path) -> None:
+    for needed in ("nvtabular", "xgboost", "keras", "torch", "yaml"):
+        pytest.importorskip(needed)
+    import xgboost
+    import yaml
+
+    from examples.recsys2021.train import STAGE1, train
+
+    few: dict[str, Any] = {f"xgb{at}_trees": (3, 3, 3, 3) for at in range(1, 6)}
+    sizes = replace(
+        TINY,
+        rows_per_week=1_500,
+        golden_rows=100,
+        bert=16,
+        nn2_rows=512,
+        nn3_rows=512,
+        **few,
+    )
+    folder = tmp_path / "artifacts"
+    folder.mkdir()
+    (folder / "old").touch()
+    trained = train(sizes, folder)
+    assert not trained.reused
+    assert set(trained.scores) == {*STAGE1, "xgb4", "xgb5", "stack"}
+    assert not (folder / "old").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["artifacts"]
+
+    stack = yaml.safe_load((folder / "stack.yaml").read_text())
+    numbers = {"bag": range(3), "group": range(5)}
+    for step in stack["steps"].values():
+        for kind in ("workflow", "net"):
+            assert kind not in step or (folder / step[kind]).exists()
+        pattern = step.get("forest", "")
+        label = next((name for name in numbers if f"{{{name}}}" in pattern), None)
+        for target in stack["targets"] if pattern else []:
+            for number in numbers[label] if label else [0]:
+                assert (folder / pattern.format(target=target, **{label or "": number})).is_file()
+    booster = xgboost.Booster()
+    booster.load_model(folder / "xgb4" / "like-2.ubj")
+    assert booster.feature_names[-24:] == [f"{model}.{target}" for model in STAGE1 for target in TARGETS]
+
+    again = train(sizes, folder)
+    assert again.reused
+    assert again.scores == trained.scores
 
 
 def _bytes(table: pa.Table) -> bytes:
