@@ -45,17 +45,19 @@ def export(
             overwrite=overwrite,
             on_stage=lambda stage: status.update(stage),
         )
+    differences = {} if made.parity is None else dict(made.parity.differences)
+    compared = 0 if made.parity is None else int((~made.parity.edge).sum())
     if as_json:
-        document = {"repository": str(made.path), "stack": made.manifest.stack, "golden_rows": made.rows}
-        typer.echo(json.dumps({**document, "differences": dict(made.differences)}))
+        document = {"repository": str(made.path), "stack": made.manifest.stack, "notes": made.manifest.notes}
+        typer.echo(json.dumps({**document, "golden_rows": compared, "differences": differences}))
         return
     table = Table("step", "Triton model", "largest difference", title=f"{made.manifest.stack} -> {made.path}")
     for step, model in made.manifest.models.items():
-        table.add_row(step, model, f"{made.differences[step]:.1e}" if step in made.differences else "")
+        table.add_row(step, model, f"{differences[step]:.1e}" if step in differences else "")
     out.print(table)
     proof = (
-        f"{made.rows} golden rows agree with the training libraries."
-        if made.rows
+        f"{compared} golden rows agree with the training libraries."
+        if compared
         else "[yellow]No golden rows: unproven.[/]"
     )
     console.print(f"{proof} Serve it: tristage serve {made.path} --cores 0")

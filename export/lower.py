@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -243,6 +244,14 @@ def _lower_forest(name: str, step: ForestStep, stack: Stack, reader: _Reader) ->
                 f"step {name}: group column {step.group} is {chooser.column.dtype}; use whole numbers or text",
                 step=name,
             )
+        if chooser.column.dtype != "string":
+            for group in forests.groups:
+                if not re.fullmatch(r"-?\d+", str(group)):
+                    raise StackError(
+                        f"step {name}: there is a forest of group {group}, which is not a whole number as the group "
+                        f"column {step.group} ({chooser.column.dtype}) is; rename its file",
+                        step=name,
+                    )
         feeds.append(Feed("group", (chooser,), "string" if chooser.column.dtype == "string" else "int64"))
     made = [target for target in forests.targets if target is not None] or _names(first.outputs, stack.targets)
     return LoweredStep(name, forests, tuple(feeds), tuple(Column(column, "float32") for column in made))

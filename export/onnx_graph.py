@@ -150,13 +150,18 @@ class GraphBuilder:
         may not refer to outer tensors.
         """
         names: dict[str, str] = {"": "", **feeds}
-        for tensor in model.graph.initializer:
-            name = f"__c{len(self._initializers)}"
-            copy = onnx.TensorProto()
-            copy.CopyFrom(tensor)
-            copy.name, copy.doc_string = name, ""
-            self._initializers[name] = copy
-            names[tensor.name] = name
+        constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        # in the order they are read: the order they are listed in changes from run to run
+        for read in (
+            *(name for node in model.graph.node for name in node.input),
+            *(o.name for o in model.graph.output),
+        ):
+            if read in constants and read not in names:
+                names[read] = f"__c{len(self._initializers)}"
+                copy = onnx.TensorProto()
+                copy.CopyFrom(constants[read])
+                copy.name, copy.doc_string = names[read], ""
+                self._initializers[copy.name] = copy
         for node in model.graph.node:
             copy_node = onnx.NodeProto()
             copy_node.CopyFrom(node)

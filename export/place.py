@@ -6,7 +6,7 @@ columns that somebody reads together; a model emits its answers in one tensor, a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,13 +35,23 @@ class Tensor:
 
 @dataclass(frozen=True)
 class PlacedModel:
-    """One Triton model: a step's graph and its tensors, whose names are the ensemble's."""
+    """One Triton model: a step's graph and its tensors, whose names are the ensemble's.
+
+    Attributes:
+        name: the Triton model's name.
+        step: the step it computes.
+        graph: the ONNX model.
+        inputs: the tensors it reads.
+        outputs: the tensors it emits.
+        columns: output tensor -> the step's columns that lie side by side in it.
+    """
 
     name: str
     step: str
     graph: onnx.ModelProto
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    columns: Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,10 @@ def place(lowered: LoweredStack, max_batch: int) -> Placement:
                 graph=graph,
                 inputs=tuple(tensors[name] for name in names),
                 outputs=tuple(port.tensor for port in ports[step.name]),
+                columns={
+                    port.tensor.name: tuple(step.columns[position].name for position in port.positions)
+                    for port in ports[step.name]
+                },
             )
         )
     clash = [name for name in lowered.outputs if name in inputs]

@@ -18,7 +18,7 @@ from tristage.export.forest import ForestSet
 from tristage.export.lower import Feed, LoweredStack, LoweredStep, Mean, Source, Workflow
 from tristage.export.net import Net
 
-__all__ = ["reference_answers"]
+__all__ = ["answer_step", "reference_answers"]
 
 _CHUNK = 512  # rows a net is asked about at once, which bounds the memory of its activations
 
@@ -38,25 +38,35 @@ def reference_answers(lowered: LoweredStack, frame: Any) -> dict[str, dict[str, 
     """
     answers: dict[str, dict[str, NDArray[Any]]] = {}
     for step in lowered.steps:
-        if isinstance(step.body, Workflow):
-            answers[step.name] = _transform(step, step.body.fitted, frame)
-            continue
-        feeds = {feed.name: _feed(feed, answers, frame) for feed in step.feeds}
-        match step.body:
-            case ForestSet() as forests:
-                result = _forests(forests, feeds["rows"], feeds.get("group"))
-            case Net() as net:
-                rows = len(frame)
-                result = np.concatenate(
-                    [
-                        net.predict({name: values[start : start + _CHUNK] for name, values in feeds.items()})
-                        for start in range(0, rows, _CHUNK)
-                    ]
-                )
-            case Mean():
-                result = np.mean(list(feeds.values()), axis=0)
-        answers[step.name] = {column.name: result[:, number] for number, column in enumerate(step.columns)}
+        answers[step.name] = answer_step(step, answers, frame)
     return answers
+
+
+def answer_step(
+    step: LoweredStep, answers: Mapping[str, Mapping[str, NDArray[Any]]], frame: Any
+) -> dict[str, NDArray[Any]]:
+    """Ask one step's training library.
+
+    Args:
+        step: the step.
+        answers: the columns of the steps it reads, as `reference_answers` returns them.
+        frame: the raw rows.
+    """
+    if isinstance(step.body, Workflow):
+        return _transform(step, step.body.fitted, frame)
+    feeds = {feed.name: _feed(feed, answers, frame) for feed in step.feeds}
+    match step.body:
+        case ForestSet() as forests:
+            result = _forests(forests, feeds["rows"], feeds.get("group"))
+        case Net() as net:
+            parts = [
+                net.predict({name: values[start : start + _CHUNK] for name, values in feeds.items()})
+                for start in range(0, len(frame), _CHUNK)
+            ]
+            result = np.concatenate(parts)
+        case Mean():
+            result = np.mean(list(feeds.values()), axis=0)
+    return {column.name: result[:, number] for number, column in enumerate(step.columns)}
 
 
 def _transform(step: LoweredStep, fitted: Any, frame: Any) -> dict[str, NDArray[Any]]:

@@ -78,8 +78,13 @@ class ForestSet:
             raise ArtifactError(
                 "the forests of one step must read the same features and have as many outputs; these differ: "
                 + "; ".join(
-                    f"{features} features, {outputs} outputs" for features, _, outputs in sorted(shapes, key=str)
+                    f"{features} features ({', '.join(names or ('unnamed',))}), {outputs} outputs"
+                    for features, names, outputs in sorted(shapes, key=str)
                 )
+            )
+        if self.targets != (None,) and self.all()[0].outputs != 1:
+            raise StackError(
+                f"each of its forests has {self.all()[0].outputs} outputs, but a forest of one {{target}} answers with one"
             )
 
     def all(self) -> list[Forest]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from tristage.errors import ArtifactError, StackError
 from tristage.export.forest.model import Forest, ForestConverter, ForestSet
+from tristage.export.forest.to_onnx import check_model
 from tristage.export.forest.xgboost import XGBOOST
 
 __all__ = ["FORESTS", "read_forests"]
@@ -83,12 +85,12 @@ def _members(step: str, artifact: Any) -> Iterator[tuple[str, Any, dict[str, str
     if not places:
         yield f"step {step}", path, {}
         return
-    root = Path(str(path).split("{", 1)[0]).parent
-    relative = str(path)[len(str(root)) + 1 :]
+    root = Path(str(path).split("{", 1)[0] + "*").parent
+    relative = path.relative_to(root).as_posix()
     parts = _PLACEHOLDER.split(relative)  # text, name, text, name, ..., text
     pattern = "".join(re.escape(part) if index % 2 == 0 else f"(?P<{part}>[^/]+?)" for index, part in enumerate(parts))
-    glob = _PLACEHOLDER.sub("*", relative)
-    files = sorted(file for file in root.glob(glob) if re.fullmatch(pattern, file.relative_to(root).as_posix()))
+    wild = "".join(glob.escape(part) if index % 2 == 0 else "*" for index, part in enumerate(parts))
+    files = sorted(file for file in root.glob(wild) if re.fullmatch(pattern, file.relative_to(root).as_posix()))
     if not files:
         raise ArtifactError(f"step {step}: no file matches {path}", path=path)
     for file in files:
@@ -98,16 +100,22 @@ def _members(step: str, artifact: Any) -> Iterator[tuple[str, Any, dict[str, str
 
 
 def _convert(model: Any, what: str) -> Forest:
+    forest = _converter(model, what).convert(model, what)
+    check_model(forest.model, what)
+    return forest
+
+
+def _converter(model: Any, what: str) -> ForestConverter:
     if isinstance(model, Path):
         for converter in FORESTS:
             if model.suffix in converter.suffixes:
-                return converter.convert(model, what)
+                return converter
         known = ", ".join(f"{'/'.join(converter.suffixes)} ({converter.library})" for converter in FORESTS)
         raise ArtifactError(f"{what}: {model} is of no known kind of forest; known are {known}", path=model)
     packages = {cls.__module__.split(".")[0] for cls in type(model).__mro__}
     for converter in FORESTS:
         if packages.intersection(converter.modules):
-            return converter.convert(model, what)
+            return converter
     known = ", ".join(converter.library for converter in FORESTS)
     raise ArtifactError(f"{what}: a {type(model).__name__} is no forest of a known library; known are {known}")
 

@@ -11,9 +11,10 @@ from tristage.errors import ArtifactError
 from tristage.export.forest.model import Forest, ForestSet
 from tristage.export.onnx_graph import GraphBuilder
 
-__all__ = ["add_forest", "add_forests"]
+__all__ = ["add_forest", "add_forests", "check_model"]
 
 # Treelite's comparison operators, "go left if value OP threshold"
+_POSTPROCESSORS = ("identity", "identity_multiclass", "sigmoid", "multiclass_ova", "exponential", "softmax")
 _MODES = {2: "BRANCH_LT", 3: "BRANCH_LTE", 4: "BRANCH_GT", 5: "BRANCH_GTE"}
 
 
@@ -63,20 +64,42 @@ def _bag(graph: GraphBuilder, rows: str, bag: Sequence[Forest]) -> str:
     return answers[0] if len(answers) == 1 else graph.add("Mean", *answers)
 
 
-def add_forest(graph: GraphBuilder, rows: str, model: Any) -> str:
-    """Add one Treelite model: float32 [rows, features] to its probabilities or values, float32 [rows, outputs].
+def check_model(model: Any, what: str) -> None:
+    """Check that `add_forest` can add a Treelite model.
 
     Raises:
         ArtifactError: the model has what TreeEnsembleRegressor has not (categorical splits, vector leaves).
     """
     header = model.get_header_accessor()
-    outputs = int(header.get_field("num_class")[0])
     if int(header.get_field("num_target")[0]) != 1:
-        raise ArtifactError("a forest with several targets in one model is not converted; train one per target")
+        raise ArtifactError(f"{what}: a forest with several targets in one model is not converted; train one per target")
     if header.get_field("leaf_vector_shape").prod() != 1:
-        raise ArtifactError("a forest with vector leaves is not converted; train one tree per class")
-    postprocessor = header.get_field("postprocessor")
-    postprocessor = postprocessor if isinstance(postprocessor, str) else str(postprocessor[0])
+        raise ArtifactError(f"{what}: a forest with vector leaves is not converted; train one tree per class")
+    postprocessor = _postprocessor(header)
+    if postprocessor not in _POSTPROCESSORS or (
+        postprocessor in ("sigmoid", "multiclass_ova") and float(header.get_field("sigmoid_alpha")[0]) != 1
+    ):
+        raise ArtifactError(f"{what}: a forest whose output goes through {postprocessor} is not converted")
+    for number in range(model.num_tree):
+        if model.get_tree_accessor(number).get_field("has_categorical_split")[0]:
+            raise ArtifactError(
+                f"{what}: a forest with categorical splits is not converted; one-hot or target-encode those columns"
+            )
+
+
+def add_forest(graph: GraphBuilder, rows: str, model: Any) -> str:
+    """Add one Treelite model that `check_model` passes.
+
+    Args:
+        graph: the graph.
+        rows: float32 [rows, features].
+        model: the treelite.Model.
+
+    Returns:
+        its probabilities or values, float32 [rows, outputs].
+    """
+    header = model.get_header_accessor()
+    outputs = int(header.get_field("num_class")[0])
     margins = graph.add(
         "TreeEnsembleRegressor",
         rows,
@@ -87,16 +110,19 @@ def add_forest(graph: GraphBuilder, rows: str, model: Any) -> str:
         base_values=np.asarray(header.get_field("base_scores"), np.float32).reshape(-1).tolist(),
         **_tree_attributes(model, np.asarray(header.get_field("class_id"))),
     )
-    match postprocessor:
-        case "identity" | "identity_multiclass":
-            return margins
-        case "sigmoid" | "multiclass_ova" if float(header.get_field("sigmoid_alpha")[0]) == 1:
+    match _postprocessor(header):
+        case "sigmoid" | "multiclass_ova":
             return graph.add("Sigmoid", margins)
         case "exponential":
             return graph.add("Exp", margins)
         case "softmax":
             return graph.add("Softmax", margins, axis=1)
-    raise ArtifactError(f"a forest whose output goes through {postprocessor} is not converted")
+    return margins
+
+
+def _postprocessor(header: Any) -> str:
+    name = header.get_field("postprocessor")
+    return name if isinstance(name, str) else str(name[0])
 
 
 def _tree_attributes(model: Any, classes: Any) -> dict[str, Any]:
@@ -107,10 +133,6 @@ def _tree_attributes(model: Any, classes: Any) -> dict[str, Any]:
     leaves: dict[str, list[Any]] = {name: [] for name in ("tree", "node", "target", "weight")}
     for number in range(model.num_tree):
         tree = model.get_tree_accessor(number)
-        if tree.get_field("has_categorical_split")[0]:
-            raise ArtifactError(
-                "a forest with categorical splits is not converted; one-hot or target-encode those columns"
-            )
         left, right = tree.get_field("cleft"), tree.get_field("cright")
         inner = left >= 0
         count = len(left)

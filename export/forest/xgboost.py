@@ -14,12 +14,15 @@ from tristage.export.forest.model import Forest, ForestConverter, check_path
 
 __all__ = ["XGBOOST"]
 
+# objectives that answer a label -> those that answer what it comes from
+_LABELS = {"multi:softmax": "multi:softprob", "binary:hinge": "binary:logistic"}
+
 
 def convert(artifact: Any, what: str) -> Forest:
     """Convert an XGBoost model.
 
     Raises:
-        ArtifactError: the file is missing or not XGBoost's, or the model is linear or multi-output.
+        ArtifactError: the file is missing or not XGBoost's, or the model is not fitted, is linear, or answers labels.
     """
     import treelite
     import xgboost
@@ -34,12 +37,21 @@ def convert(artifact: Any, what: str) -> Forest:
             raise ArtifactError(
                 f"{what}: XGBoost {xgboost.__version__} cannot read {artifact} ({reason})", path=artifact
             ) from error
+        stops = booster.attr("scikit_learn") is not None
     else:
-        booster = artifact.get_booster() if hasattr(artifact, "get_booster") else artifact
+        stops = isinstance(artifact, xgboost.XGBModel)
+        booster = _booster(artifact, what)
     config = json.loads(booster.save_config())["learner"]
     name = config["gradient_booster"]["name"]
     if name != "gbtree":
         raise ArtifactError(f"{what}: it is a {name} model; only gbtree models are converted")
+    objective = config["objective"]["name"]
+    if objective in _LABELS:
+        raise ArtifactError(f"{what}: {objective} answers labels; train it with {_LABELS[objective]} for probabilities")
+    best = booster.attr("best_iteration")
+    if stops and best is not None:
+        # after early stopping a scikit-learn wrapper predicts with the best trees, a Booster with all
+        booster = booster[: int(best) + 1]
     try:
         model = treelite.frontend.from_xgboost(booster)
     except treelite.TreeliteError as error:
@@ -58,6 +70,19 @@ def convert(artifact: Any, what: str) -> Forest:
         outputs=outputs,
         predict=predict,
     )
+
+
+def _booster(artifact: Any, what: str) -> Any:
+    import xgboost
+
+    if isinstance(artifact, xgboost.Booster):
+        return artifact
+    if not isinstance(artifact, xgboost.XGBModel):
+        raise ArtifactError(f"{what}: a {type(artifact).__name__} is no XGBoost model; give a Booster or an XGBModel")
+    try:
+        return artifact.get_booster()
+    except Exception as error:  # scikit-learn's NotFittedError, where scikit-learn is installed
+        raise ArtifactError(f"{what}: the {type(artifact).__name__} is not fitted; call fit first") from error
 
 
 XGBOOST = ForestConverter(library="XGBoost", suffixes=(".ubj", ".json"), modules=("xgboost",), convert=convert)

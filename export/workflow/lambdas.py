@@ -164,6 +164,11 @@ class _Traced:
         raise NotCompilable("it decides by a column's values (if, and, or); use numpy or & | ~ instead")
 
     def _unary(self, op: str, item: Any, dtype: str) -> str:
+        if op == "Sign" and not dtype.startswith("float"):
+            # ONNX Runtime takes the sign of the lower 32 bits
+            zero = self._as(0, dtype)
+            signs = [self._graph.add(compare, self._as(item, dtype), zero) for compare in ("Greater", "Less")]
+            return self._graph.add("Sub", *(self._graph.cast(sign, "bool", dtype) for sign in signs))
         source = dtype if op not in ("IsNaN", "Not") else ("float64" if op == "IsNaN" else "bool")
         return self._graph.add(op, self._as(item, source))
 
