@@ -13,17 +13,18 @@ import numpy as np
 
 from tristage.errors import StackError
 from tristage.export.check import Parity, check_parity
-from tristage.export.golden import golden_columns, read_golden_rows, write_golden
+from tristage.export.golden import check_golden, golden_columns, read_golden_rows, write_golden
 from tristage.export.lower import LoweredStack, lower
-from tristage.export.place import Placement, place
+from tristage.export.place import Placement, fuse, place
 from tristage.export.reference import reference_answers
 from tristage.export.write import aside, check_place, write_models
 from tristage.manifest import Manifest, checksums, write_manifest
 from tristage.stack import Stack
 
-__all__ = ["TARGETS", "TOLERANCE", "Exported", "export"]
+__all__ = ["LAYOUTS", "TARGETS", "TOLERANCE", "Exported", "export"]
 
 TARGETS = ("pip-cpu",)
+LAYOUTS = ("ensemble", "fused")
 TOLERANCE = 1e-5  # largest difference from the training library that an export may have, relative above 1
 _LIBRARIES = (
     "tristage",
@@ -62,6 +63,7 @@ def export(
     path: Path | str,
     *,
     target: str = "pip-cpu",
+    layout: str = "ensemble",
     max_batch: int = 1024,
     overwrite: bool = False,
     on_stage: Callable[[str], None] = lambda _: None,
@@ -75,6 +77,8 @@ def export(
         stack: the trained stack.
         path: the folder to write; made if it isn't there.
         target: where it will be served; one of TARGETS.
+        layout: "ensemble", every step a Triton model of its own, whose time Triton's statistics show; or "fused",
+            all steps in one model, which answers small requests sooner.
         max_batch: rows that one request may hold; clients split what is larger.
         overwrite: replace a repository that is there, in one step.
         on_stage: called with a few words before each stage.
@@ -88,6 +92,8 @@ def export(
     path = Path(path)
     if target not in TARGETS:
         raise StackError(f"there is no target {target}; choose one of {', '.join(TARGETS)}")
+    if layout not in LAYOUTS:
+        raise StackError(f"there is no layout {layout}; choose one of {', '.join(LAYOUTS)}")
     if max_batch < 1:
         raise StackError(f"max_batch is {max_batch}; a request holds at least one row")
     check_place(path, overwrite)
@@ -97,6 +103,7 @@ def export(
     placement = _nullable(placement)
     parity, expected = None, {}
     if table is not None:
+        check_golden(table, placement.signature)
         on_stage(f"asking the training libraries about {table.num_rows} golden rows")
         frame = table.to_pandas()
         answers = reference_answers(lowered, frame)
@@ -108,11 +115,13 @@ def export(
             for name, source in lowered.outputs.items()
         }
     on_stage("writing")
+    if layout == "fused":
+        placement = fuse(placement)
     with aside(path) as fresh:
         write_models(fresh, placement)
         if table is not None:
             write_golden(fresh, table, placement.signature, expected)
-        manifest = _manifest(lowered, placement, target, fresh, parity)
+        manifest = _manifest(lowered, placement, (target, layout), fresh, parity)
         write_manifest(fresh, manifest)
     return Exported(path, manifest, parity)
 
@@ -139,7 +148,7 @@ def _nullable(placement: Placement) -> Placement:
 
 
 def _manifest(
-    lowered: LoweredStack, placement: Placement, target: str, repository: Path, parity: Parity | None
+    lowered: LoweredStack, placement: Placement, where: tuple[str, str], repository: Path, parity: Parity | None
 ) -> Manifest:
     if parity is None:
         notes = ["no golden rows: nothing proves that it answers what the training libraries answered"]
@@ -155,10 +164,10 @@ def _manifest(
             )
     return Manifest(
         stack=lowered.stack.name,
-        target=target,
-        layout="ensemble",
+        target=where[0],
+        layout=where[1],
         signature=placement.signature,
-        models={model.step: model.name for model in placement.models},
+        models={step: model.name for model in placement.models for step in model.steps},
         versions=_versions(),
         files=checksums(repository),
         notes=tuple(notes),

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tristage.errors import ParityError
-from tristage.export.lower import LoweredStack, LoweredStep
+from tristage.export.lower import LoweredStack, LoweredStep, Workflow
 from tristage.export.place import PlacedModel, Placement
 from tristage.export.reference import answer_step
 
@@ -70,7 +70,7 @@ def check_parity(
 
     Args:
         lowered: the stack.
-        placement: the same as Triton models.
+        placement: the same as Triton models, one a step.
         inputs: the golden rows' tensors.
         answers: what the training libraries answered, by step and column.
         frame: the golden rows.
@@ -85,16 +85,16 @@ def check_parity(
     largest: dict[str, NDArray[np.float64]] = {}
     edge = np.zeros(len(frame), bool)
     for model in placement.models:
+        (step,) = model.steps
         difference = _differences(model, tensors, answers)
         off = difference > tolerance
         if off.any():
-            _check_edge(steps[model.step], model, tensors, served, frame, off, tolerance)
+            _check_edge(steps[step], model, tensors, served, frame, off, tolerance)
             edge |= off
-        largest[model.step] = difference
-        for name, columns in model.columns.items():
-            # a workflow's tensors hold its columns cast for a reader; models' hold their columns as they are
-            if name == f"{model.step}__out":
-                served[model.step] = {column: tensors[name][:, at] for at, column in enumerate(columns)}
+        largest[step] = difference
+        if not isinstance(steps[step].body, Workflow):
+            for name, columns in model.columns.items():
+                served[step].update({column: tensors[name][:, at] for at, (_, column) in enumerate(columns)})
     if edge.mean() > MAX_EDGE_SHARE:
         raise ParityError(
             f"{edge.sum()} of {len(edge)} golden rows are answered otherwise than by the training libraries, because "
@@ -108,16 +108,16 @@ def _differences(
 ) -> NDArray[np.float64]:
     """Largest difference of each row over a model's tensors."""
     rows = [
-        distance(tensors[name], _side_by_side(answers[model.step], columns, tensors[name].dtype)).max(axis=1)
+        distance(tensors[name], _side_by_side(answers, columns, tensors[name].dtype)).max(axis=1)
         for name, columns in model.columns.items()
     ]
-    return np.max(rows, axis=0)
+    return np.asarray(np.max(rows, axis=0))
 
 
 def distance(served: NDArray[Any], expected: NDArray[Any]) -> NDArray[np.float64]:
     """|served - expected| / max(1, |expected|), element by element; equal, or both NaN, is 0, one NaN is infinite."""
     if served.dtype == object:
-        return np.where(served == expected, 0.0, np.inf)
+        return np.asarray(np.where(served == expected, 0.0, np.inf))
     with np.errstate(invalid="ignore"):
         wide = expected.astype(np.float64)
         apart = np.abs(served.astype(np.float64) - wide) / np.maximum(1, np.abs(wide))
@@ -125,8 +125,11 @@ def distance(served: NDArray[Any], expected: NDArray[Any]) -> NDArray[np.float64
     return np.asarray(np.where(same, 0.0, np.nan_to_num(apart, nan=np.inf, posinf=np.inf)))
 
 
-def _side_by_side(columns: Mapping[str, NDArray[Any]], names: tuple[str, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    return np.concatenate([columns[name].astype(dtype).reshape(len(columns[name]), -1) for name in names], axis=1)
+def _side_by_side(
+    answers: Mapping[str, Mapping[str, NDArray[Any]]], columns: tuple[tuple[str, str], ...], dtype: np.dtype[Any]
+) -> NDArray[Any]:
+    every = [answers[step][column] for step, column in columns]
+    return np.concatenate([values.astype(dtype).reshape(len(values), -1) for values in every], axis=1)
 
 
 def _check_edge(
@@ -145,9 +148,9 @@ def _check_edge(
     if wrong.any():
         row = int(difference.argmax())
         name, columns = next(iter(model.columns.items()))
-        expected = _side_by_side(again, columns, tensors[name].dtype)[row]
+        expected = _side_by_side({step.name: again}, columns, tensors[name].dtype)[row]
         at = int(distance(tensors[name][row], expected).argmax())
-        column = columns[at] if len(columns) == len(expected) else name
+        column = columns[at][1] if len(columns) == len(expected) else name
         raise ParityError(
             f"step {step.name} differs from its training library by {difference[row]:.3g} (golden row {row}, {column}: "
             f"{expected[at]} became {tensors[name][row][at]}); nothing was exported"

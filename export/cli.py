@@ -21,6 +21,10 @@ def export(
         "model_repository"
     ),
     target: Annotated[str, typer.Option(help="Where it will be served: pip-cpu.")] = "pip-cpu",
+    layout: Annotated[
+        str,
+        typer.Option(help="ensemble: a Triton model per step; fused: all steps in one, soonest for small requests."),
+    ] = "ensemble",
     max_batch: Annotated[int, typer.Option(help="Rows that one request may hold.")] = 1024,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a repository that is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
@@ -41,6 +45,7 @@ def export(
             read_stack(stack),
             output,
             target=target,
+            layout=layout,
             max_batch=max_batch,
             overwrite=overwrite,
             on_stage=lambda stage: status.update(stage),
@@ -75,9 +80,10 @@ def inspect(
         typer.echo((repository / MANIFEST).read_text(encoding="utf-8").strip())
         return
     table = Table("step", "Triton model", "MB", title=f"{manifest.stack}: {manifest.target}, {manifest.layout}")
-    for step, model in manifest.models.items():
+    for model in dict.fromkeys(manifest.models.values()):
         size = sum(path.stat().st_size for path in (repository / model).rglob("*") if path.is_file())
-        table.add_row(step, model, f"{size / 1e6:.1f}")
+        steps = [step for step, its in manifest.models.items() if its == model]
+        table.add_row(", ".join(steps), model, f"{size / 1e6:.1f}")
     out.print(table)
     columns = Table("column", "type", "", title=f"a row, at most {manifest.signature.max_batch} in a request")
     for column in manifest.signature.inputs:

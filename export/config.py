@@ -9,8 +9,6 @@ from tristage.export.place import PlacedModel, Placement, Tensor
 
 __all__ = ["ensemble_config", "model_config"]
 
-MAX_QUEUE = 1024  # requests that may wait for one step before Triton refuses more
-
 
 def model_config(model: PlacedModel, max_batch: int) -> str:
     """The configuration of one step's model, for the Python backend."""
@@ -24,7 +22,9 @@ def model_config(model: PlacedModel, max_batch: int) -> str:
         input=[pb.ModelInput(name=t.name, data_type=_type(pb, t), dims=[t.width]) for t in model.inputs],
         output=[pb.ModelOutput(name=t.name, data_type=_type(pb, t), dims=[t.width]) for t in model.outputs],
         instance_group=[pb.ModelInstanceGroup(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)],
-        dynamic_batching=pb.ModelDynamicBatching(default_queue_policy=pb.ModelQueuePolicy(max_queue_size=MAX_QUEUE)),
+        # no queue policy: one with a size or a timeout turns Triton's prefetching off, and then a request that comes just
+        # as the last one is answered waits for the batcher's 500 ms timer (seen with 2.51)
+        dynamic_batching=pb.ModelDynamicBatching(),
         version_policy=pb.ModelVersionPolicy(latest=pb.ModelVersionPolicy.Latest(num_versions=1)),
     )
     return str(text_format.MessageToString(config))

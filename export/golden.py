@@ -14,7 +14,7 @@ from tristage.columns import Column, Signature
 from tristage.errors import ArtifactError, InputError
 from tristage.manifest import GOLDEN
 
-__all__ = ["MAX_GOLDEN_ROWS", "golden_columns", "read_golden_rows", "write_golden"]
+__all__ = ["MAX_GOLDEN_ROWS", "check_golden", "golden_columns", "read_golden_rows", "write_golden"]
 
 MAX_GOLDEN_ROWS = 4096
 
@@ -78,18 +78,25 @@ def _dtype(kind: Any) -> str | None:
     return {"float": "float32", "double": "float64"}.get(str(kind))
 
 
-def write_golden(repository: Path, table: Any, signature: Signature, expected: Mapping[str, NDArray[Any]]) -> None:
-    """Write `golden.parquet`: the signature's input columns, then `expected.<output>` for every output.
+def check_golden(table: Any, signature: Signature) -> None:
+    """Check that golden rows have every column of the signature.
 
     Raises:
-        InputError: the golden rows lack a column that the stack reads.
+        InputError: names the columns that are missing.
     """
+    missing = [column.name for column in signature.inputs if column.name not in table.column_names]
+    if missing:
+        raise InputError(
+            f"golden rows lack {', '.join(missing)}, which the stack reads; write them with all raw columns",
+            column=missing[0],
+        )
+
+
+def write_golden(repository: Path, table: Any, signature: Signature, expected: Mapping[str, NDArray[Any]]) -> None:
+    """Write `golden.parquet`: the signature's input columns, then `expected.<output>` for every output."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    missing = [column.name for column in signature.inputs if column.name not in table.column_names]
-    if missing:
-        raise InputError(f"golden rows lack {', '.join(missing)}, which the stack reads", column=missing[0])
     golden = table.select([column.name for column in signature.inputs])
     for name, values in expected.items():
         golden = golden.append_column(EXPECTED + name, pa.array(np.asarray(values)))

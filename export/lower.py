@@ -124,6 +124,11 @@ def lower(stack: Stack, golden: Mapping[str, Column], on_step: Callable[[str], N
                 steps[name] = _lower_mean(name, step, reader)
     reader = _Reader("", stack, steps, raw, golden)
     outputs = {name: reader.one(reference, f"output {name}") for name, reference in stack.outputs.items()}
+    strange = [name for name in stack.inputs if name not in raw and name not in golden]
+    if strange:
+        near = difflib.get_close_matches(strange[0], list(raw), n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"raw columns are {_some(list(raw))}"
+        raise StackError(f"inputs names {strange[0]}, which is no raw column that the stack reads; {hint}")
     return LoweredStack(stack, tuple(steps.values()), outputs)
 
 
@@ -194,6 +199,8 @@ def _lower_workflow(
     name: str, step: WorkflowStep, stack: Stack, golden: Mapping[str, Column], raw: dict[str, Column]
 ) -> LoweredStep:
     fitted = _open_workflow(name, step.workflow)
+    if getattr(fitted, "input_schema", None) is None or fitted.output_schema is None:
+        raise ArtifactError(f"step {name}: the workflow is not fitted; call fit, or fit_transform, first")
     nullable = frozenset(column.name for column in golden.values() if column.nullable)
     try:
         columns = raw_columns(fitted, stack.inputs, nullable)

@@ -146,14 +146,13 @@ class GraphBuilder:
     def embed(self, model: onnx.ModelProto, feeds: Mapping[str, str]) -> tuple[str, ...]:
         """Put another model's graph into this one; `feeds` names the tensors that become its inputs.
 
-        Returns the names of its outputs, in order. Nested graphs (If, Loop, Scan) keep their own inner names, which
-        may not refer to outer tensors.
+        Returns the names of its outputs, in order.
         """
         names: dict[str, str] = {"": "", **feeds}
         constants = {tensor.name: tensor for tensor in model.graph.initializer}
         # in the order they are read: the order they are listed in changes from run to run
         for read in (
-            *(name for node in model.graph.node for name in node.input),
+            *(name for node in model.graph.node for name in _reads(node)),
             *(o.name for o in model.graph.output),
         ):
             if read in constants and read not in names:
@@ -165,16 +164,29 @@ class GraphBuilder:
         for node in model.graph.node:
             copy_node = onnx.NodeProto()
             copy_node.CopyFrom(node)
-            copy_node.name, copy_node.doc_string = "", ""
-            del copy_node.metadata_props[:]
-            del copy_node.input[:]
-            copy_node.input.extend(names[name] for name in node.input)
-            del copy_node.output[:]
-            for name in node.output:
-                names[name] = self._new_name() if name else ""
-                copy_node.output.append(names[name])
+            self._rename(copy_node, names)
             self._nodes.append(copy_node)
         return tuple(names[output.name] for output in model.graph.output)
+
+    def _rename(self, node: onnx.NodeProto, names: dict[str, str]) -> None:
+        """Give a node's tensors the names they have here, and those it makes new ones; in its nested graphs too."""
+        node.name, node.doc_string = "", ""
+        del node.metadata_props[:]
+        inputs, outputs = [names[name] for name in node.input], list(node.output)
+        for attribute in node.attribute:
+            for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                inner = dict(names)
+                for value in (*graph.input, *graph.initializer):
+                    inner[value.name] = value.name = self._new_name()
+                for nested in graph.node:
+                    self._rename(nested, inner)
+                for value in graph.output:
+                    value.name = inner[value.name]
+                del graph.value_info[:]
+        for name in outputs:
+            names[name] = self._new_name() if name else ""
+        node.input[:] = inputs
+        node.output[:] = [names[name] for name in outputs]
 
     def model(self, outputs: Sequence[tuple[str, str, str, int]]) -> onnx.ModelProto:
         """The finished model, holding only what its outputs need.
@@ -189,7 +201,7 @@ class GraphBuilder:
         kept: list[onnx.NodeProto] = []
         for node in reversed(nodes):
             if needed.intersection(node.output):
-                needed.update(node.input)
+                needed.update(_reads(node))
                 kept.append(node)
         graph = helper.make_graph(
             list(reversed(kept)),
@@ -209,6 +221,15 @@ class GraphBuilder:
     def _new_name(self) -> str:
         self._count += 1
         return f"__t{self._count - 1}"
+
+
+def _reads(node: onnx.NodeProto) -> list[str]:
+    """What a node and its nested graphs read, in order; with what the nested ones make themselves."""
+    names = list(node.input)
+    for graph in (graph for attribute in node.attribute for graph in (attribute.g, *attribute.graphs)):
+        names += [name for nested in graph.node for name in _reads(nested)]
+        names += [value.name for value in graph.output]
+    return names
 
 
 def _hashable(value: Any) -> Any:

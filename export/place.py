@@ -1,7 +1,7 @@
 """lowered steps -> Triton models: which tensors pass between them, and each model's graph.
 
-In the layout `ensemble` every step is a Triton model of its own. A workflow emits one packed tensor for every set of
-columns that somebody reads together; a model emits its answers in one tensor, and its reader picks from it.
+In the layout `ensemble` every step is a Triton model of its own. A workflow emits what is read of it in one tensor for
+each dtype, a model emits its answers in one tensor, and a reader picks its columns.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tristage.export.net import Net
 from tristage.export.onnx_graph import GraphBuilder
 from tristage.export.workflow.values import pack
 
-__all__ = ["PlacedModel", "Placement", "Tensor", "place"]
+__all__ = ["PlacedModel", "Placement", "Tensor", "fuse", "place"]
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,19 @@ class PlacedModel:
 
     Attributes:
         name: the Triton model's name.
-        step: the step it computes.
+        steps: the steps it computes.
         graph: the ONNX model.
         inputs: the tensors it reads.
         outputs: the tensors it emits.
-        columns: output tensor -> the step's columns that lie side by side in it.
+        columns: output tensor -> the columns that lie side by side in it, each as (step, column).
     """
 
     name: str
-    step: str
+    steps: tuple[str, ...]
     graph: onnx.ModelProto
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
-    columns: Mapping[str, tuple[str, ...]]
+    columns: Mapping[str, tuple[tuple[str, str], ...]]
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,11 @@ def place(lowered: LoweredStack, max_batch: int) -> Placement:
     """
     stack = lowered.stack.name
     ports = _ports(lowered)
+    steps = {step.name: step for step in lowered.steps}
     models = []
     inputs: dict[str, Column] = {}
     for step in lowered.steps:
-        graph = _graph(step, ports)
+        graph = _graph(step, steps, ports)
         names = [value.name for value in graph.graph.input]
         raw = {
             source.column.name: source.column for feed in step.feeds for source in feed.sources if source.step is None
@@ -96,12 +97,12 @@ def place(lowered: LoweredStack, max_batch: int) -> Placement:
         models.append(
             PlacedModel(
                 name=f"{stack}_{step.name}",
-                step=step.name,
+                steps=(step.name,),
                 graph=graph,
                 inputs=tuple(tensors[name] for name in names),
                 outputs=tuple(port.tensor for port in ports[step.name]),
                 columns={
-                    port.tensor.name: tuple(step.columns[position].name for position in port.positions)
+                    port.tensor.name: tuple((step.name, step.columns[position].name) for position in port.positions)
                     for port in ports[step.name]
                 },
             )
@@ -113,30 +114,57 @@ def place(lowered: LoweredStack, max_batch: int) -> Placement:
     return Placement(Signature(stack, max_batch, tuple(inputs.values()), outputs), tuple(models))
 
 
+def fuse(placement: Placement) -> Placement:
+    """The same stack in the layout `fused`: every step in one Triton model, so that a request makes one hop."""
+    graph = GraphBuilder()
+    inputs = tuple(Tensor(column.name, column.wire_dtype, column.width) for column in placement.signature.inputs)
+    tensors = {tensor.name: graph.input(tensor.name, tensor.dtype, tensor.width) for tensor in inputs}
+    emitted = {tensor.name: tensor for model in placement.models for tensor in model.outputs}
+    columns = {name: every for model in placement.models for name, every in model.columns.items()}
+    for model in placement.models:
+        made = graph.embed(model.graph, {tensor.name: tensors[tensor.name] for tensor in model.inputs})
+        tensors.update(zip((tensor.name for tensor in model.outputs), made, strict=True))
+    outputs = tuple(emitted[column.name] for column in placement.signature.outputs)
+    fused = PlacedModel(
+        name=f"{placement.signature.stack}_fused",
+        steps=tuple(step for model in placement.models for step in model.steps),
+        graph=graph.model([(tensor.name, tensors[tensor.name], tensor.dtype, tensor.width) for tensor in outputs]),
+        inputs=inputs,
+        outputs=outputs,
+        columns={tensor.name: columns[tensor.name] for tensor in outputs},
+    )
+    return Placement(placement.signature, (fused,))
+
+
 def _ports(lowered: LoweredStack) -> dict[str, list[_Port]]:
-    """What every step emits: what its readers want, and what leaves the ensemble."""
-    ports: dict[str, list[_Port]] = {step.name: [] for step in lowered.steps}
+    """What every step emits: all that is read of it in one tensor a dtype, and what leaves the ensemble.
+
+    Few wide tensors beat many that fit each reader: between Triton models it is the tensor that costs, not its width.
+    """
     workflows = {step.name for step in lowered.steps if isinstance(step.body, Workflow)}
-    columns = {step.name: step.columns for step in lowered.steps}
+    read: dict[tuple[str, str], set[int]] = {}
     for step in lowered.steps:
         for feed in step.feeds:
-            for source, run in _runs(feed.sources):
-                if source is None:
-                    continue
-                if source in workflows:
-                    positions, dtype = tuple(item.position for item in run), feed.dtype
-                    name = f"{source}__{step.name}_{feed.name}"
-                else:
-                    positions, dtype, name = tuple(range(len(columns[source]))), "float32", f"{source}__out"
-                if all((port.positions, port.tensor.dtype) != (positions, dtype) for port in ports[source]):
-                    same = sum(port.tensor.name.split(".")[0] == name for port in ports[source])
-                    width = sum(columns[source][position].width for position in positions)
-                    tensor = Tensor(f"{name}.{same}" if same else name, dtype, width)
-                    ports[source].append(_Port(tensor, positions))
+            for source in feed.sources:
+                if source.step is not None:
+                    dtype = feed.dtype if source.step in workflows else source.column.dtype
+                    read.setdefault((source.step, dtype), set()).add(source.position)
+    ports: dict[str, list[_Port]] = {}
+    for step in lowered.steps:
+        ports[step.name] = []
+        for (name, dtype), positions in sorted(read.items()):
+            if name == step.name:
+                chosen = tuple(sorted(positions)) if name in workflows else tuple(range(len(step.columns)))
+                width = sum(step.columns[position].width for position in chosen)
+                ports[name].append(_Port(Tensor(_port_name(name, dtype), dtype, width), chosen))
     for name, output in lowered.outputs.items():
         assert output.step is not None  # Stack checks it
         ports[output.step].append(_Port(Tensor(name, output.column.dtype, 1), (output.position,)))
     return ports
+
+
+def _port_name(step: str, dtype: str) -> str:
+    return f"{step}__{dtype}"
 
 
 def _runs(sources: Sequence[Source]) -> list[tuple[str | None, list[Source]]]:
@@ -150,7 +178,7 @@ def _runs(sources: Sequence[Source]) -> list[tuple[str | None, list[Source]]]:
     return runs
 
 
-def _graph(step: LoweredStep, ports: dict[str, list[_Port]]) -> onnx.ModelProto:
+def _graph(step: LoweredStep, steps: Mapping[str, LoweredStep], ports: Mapping[str, list[_Port]]) -> onnx.ModelProto:
     if isinstance(step.body, Workflow):
         compiled = step.body.compiled
         values = [compiled.values[column.name] for column in step.columns]
@@ -166,7 +194,7 @@ def _graph(step: LoweredStep, ports: dict[str, list[_Port]]) -> onnx.ModelProto:
             ]
         )
     graph = GraphBuilder()
-    feeds = {feed.name: _feed(graph, feed, ports) for feed in step.feeds}
+    feeds = {feed.name: _feed(graph, feed, steps, ports) for feed in step.feeds}
     match step.body:
         case ForestSet() as forests:
             group = None
@@ -177,6 +205,7 @@ def _graph(step: LoweredStep, ports: dict[str, list[_Port]]) -> onnx.ModelProto:
             answers = add_forests(graph, feeds["rows"], forests, group)
         case Net() as net:
             (answers,) = graph.embed(net.model, feeds)
+            answers = graph.cast(answers, net.dtype, "float32")
         case Mean():
             answers = graph.add("Mean", *feeds.values())
     width = len(step.columns)
@@ -188,24 +217,30 @@ def _graph(step: LoweredStep, ports: dict[str, list[_Port]]) -> onnx.ModelProto:
     )
 
 
-def _feed(graph: GraphBuilder, feed: Feed, ports: dict[str, list[_Port]]) -> str:
+def _feed(graph: GraphBuilder, feed: Feed, steps: Mapping[str, LoweredStep], ports: Mapping[str, list[_Port]]) -> str:
     """The tensor of a feed, put together from the ports of the steps it reads."""
     pieces = []
     for source, run in _runs(feed.sources):
-        positions = tuple(item.position for item in run)
         if source is None:
             column = run[0].column
             piece = graph.input(column.name, column.wire_dtype, column.width)
             pieces.append(graph.cast(piece, column.wire_dtype, feed.dtype))
             continue
-        port = next(
-            port
-            for port in ports[source]
-            if (port.positions == positions and port.tensor.dtype == feed.dtype) or port.tensor.name == f"{source}__out"
-        )
+        dtype = feed.dtype if isinstance(steps[source].body, Workflow) else run[0].column.dtype
+        port = next(port for port in ports[source] if port.tensor.name == _port_name(source, dtype))
         piece = graph.input(port.tensor.name, port.tensor.dtype, port.tensor.width)
-        if port.positions != positions:
-            piece = graph.columns(piece, positions, port.tensor.width)
-        pieces.append(graph.cast(piece, port.tensor.dtype, feed.dtype))
+        at = _places(steps[source], port)
+        piece = graph.columns(piece, [place for item in run for place in at[item.position]], port.tensor.width)
+        pieces.append(graph.cast(piece, dtype, feed.dtype))
     tensor = graph.concat(pieces)
     return graph.add("Squeeze", tensor, graph.constant(np.array([1], np.int64))) if feed.flat else tensor
+
+
+def _places(step: LoweredStep, port: _Port) -> dict[int, range]:
+    """Where in a port's tensor each of the step's columns lies."""
+    places, start = {}, 0
+    for position in port.positions:
+        width = step.columns[position].width
+        places[position] = range(start, start + width)
+        start += width
+    return places

@@ -102,7 +102,7 @@ def _values(series: Any, column: Column) -> NDArray[Any]:
         return np.asarray(series)
     padded = np.full((len(series), column.length), column.pad, dtype=column.numpy_dtype)
     for row, values in enumerate(series):
-        padded[row, : len(values)] = values
+        padded[row, : len(values)] = values[: column.length]
     return padded
 
 

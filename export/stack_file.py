@@ -23,7 +23,7 @@ def read_stack(path: Path) -> Stack:
     import yaml
 
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = _load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StackError(f"there is no file {path}; give the path of a stack.yaml") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -51,6 +51,21 @@ def read_stack(path: Path) -> Stack:
         )
     except StackError as error:
         raise StackError(f"{path}: {error}", step=error.step) from None
+
+
+def _load(text: str) -> Any:
+    """YAML as plain values; a key that stands twice is an error, where YAML's own loader takes the last."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            keys = [key.value for key, _ in node.value]
+            for key in keys:
+                if keys.count(key) > 1:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key} stands twice", node.start_mark)
+            return super().construct_mapping(node, deep=deep)
+
+    return yaml.load(text, Loader)  # noqa: S506 - a SafeLoader
 
 
 def _step(name: str, raw: Mapping[str, Any], here: Path) -> Step:
@@ -106,7 +121,13 @@ def _list_input(name: str, raw: Mapping[str, Any]) -> ListInput:
     length = _need(raw, "max_length", f"input {name}")
     if not isinstance(length, int) or isinstance(length, bool):
         raise StackError(f"max_length of input {name} is {length!r}; give a whole number")
-    return ListInput(length, raw.get("pad"))
+    pad = raw.get("pad")
+    if pad is not None and (isinstance(pad, bool) or not isinstance(pad, (int, float, str))):
+        raise StackError(f"pad of input {name} is {pad!r}; give a number or a text")
+    try:
+        return ListInput(length, pad)
+    except StackError as error:
+        raise StackError(f"input {name}: {error}") from None
 
 
 def _mapping(value: Any, what: str) -> Mapping[str, Any]:

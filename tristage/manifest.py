@@ -27,7 +27,7 @@ class Manifest:
     Attributes:
         stack: the stack's name, which is the ensemble's.
         target: the target it was placed on, such as "pip-cpu".
-        layout: "ensemble".
+        layout: "ensemble" (a Triton model per step) or "fused" (one for all).
         signature: the columns that go in and come out.
         models: step name -> Triton model name.
         versions: library -> version that read the artifacts and wrote the repository.
@@ -48,7 +48,7 @@ class Manifest:
 def write_manifest(repository: Path, manifest: Manifest) -> None:
     """Write `manifest.json`; the same manifest gives the same bytes."""
     document: dict[str, Any] = {"format": FORMAT, **asdict(manifest)}
-    (repository / MANIFEST).write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    (repository / MANIFEST).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 def read_manifest(repository: Path) -> Manifest:
@@ -118,7 +118,7 @@ def _files(repository: Path) -> Iterator[Path]:
     own = {repository / MANIFEST, repository / KEPT}
     for path in sorted(repository.rglob("*")):
         # Python writes bytecode beside the models it runs
-        if path.is_file() and path not in own and path.suffix != ".pyc" and path.name != ".gitignore":
+        if path.is_file() and path not in own and path.suffix != ".pyc" and path.name not in (".gitignore", ".gitkeep"):
             yield path
 
 

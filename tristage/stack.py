@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -65,6 +65,9 @@ class ForestStep:
     reads: tuple[str, ...]
     group: str | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reads", _names(self.reads))
+
     def references(self) -> tuple[str, ...]:
         """What the step reads, the group's column last."""
         return self.reads if self.group is None else (*self.reads, self.group)
@@ -82,6 +85,10 @@ class NetStep:
     net: Any
     reads: Mapping[str, tuple[str, ...]]
 
+    def __post_init__(self) -> None:
+        reads = {tensor: _names(columns) for tensor, columns in self.reads.items()}
+        object.__setattr__(self, "reads", MappingProxyType(reads))
+
     def references(self) -> tuple[str, ...]:
         """Everything the step reads."""
         return tuple(reference for columns in self.reads.values() for reference in columns)
@@ -92,6 +99,9 @@ class MeanStep:
     """The mean of several steps, column by column; the steps have columns of the same names."""
 
     mean: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", _names(self.mean))
 
     def references(self) -> tuple[str, ...]:
         """The steps averaged."""
@@ -124,6 +134,7 @@ class Stack:
     def __post_init__(self) -> None:
         for attribute in ("steps", "outputs", "inputs"):
             object.__setattr__(self, attribute, MappingProxyType(dict(getattr(self, attribute))))
+        object.__setattr__(self, "targets", _names(self.targets))
         for name in (self.name, *self.steps, *self.outputs):
             if not _NAME.fullmatch(name):
                 raise StackError(f"{name!r} is not a name; use letters, digits and underscores, a letter first")
@@ -188,6 +199,11 @@ class Stack:
                 near = difflib.get_close_matches(name, bare, n=1)
                 hint = f" (a step reads {near[0]}: is {name} meant?)" if near else ""
                 raise StackError(f"nobody reads step {name}{hint}; remove it, or name it in outputs", step=name)
+
+
+def _names(names: str | Iterable[str]) -> tuple[str, ...]:
+    """One name, or several, as a tuple: a text is not a row of letters."""
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def split_reference(reference: str) -> tuple[str, str | None]:

@@ -72,7 +72,9 @@ def check_model(model: Any, what: str) -> None:
     """
     header = model.get_header_accessor()
     if int(header.get_field("num_target")[0]) != 1:
-        raise ArtifactError(f"{what}: a forest with several targets in one model is not converted; train one per target")
+        raise ArtifactError(
+            f"{what}: a forest with several targets in one model is not converted; train one per target"
+        )
     if header.get_field("leaf_vector_shape").prod() != 1:
         raise ArtifactError(f"{what}: a forest with vector leaves is not converted; train one tree per class")
     postprocessor = _postprocessor(header)

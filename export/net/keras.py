@@ -39,13 +39,25 @@ def convert(artifact: Any, what: str) -> Net:
             ) from error
     else:
         model = artifact
+    if not getattr(model, "inputs", None):
+        raise ArtifactError(f"{what}: the {type(model).__name__} has no defined inputs; build it from keras.Input")
+    if len(model.outputs) != 1:
+        raise ArtifactError(f"{what}: it has {len(model.outputs)} outputs; a net answers with one tensor [rows, n]")
+    for tensor in model.inputs:
+        if tensor.dtype == "string":
+            raise ArtifactError(f"{what}: input {tensor.name} is text; a net reads numbers")
+        if tensor.shape[0] is not None:
+            raise ArtifactError(
+                f"{what}: its input {tensor.name} takes exactly {tensor.shape[0]} rows; build it from keras.Input "
+                "without a batch size"
+            )
     names = [tensor.name for tensor in model.inputs]
 
     def predict(inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         return np.asarray(model([inputs[name] for name in names], training=False))
 
     # Keras exports only a model that has been called
-    predict({tensor.name: np.zeros((1, *tensor.shape[1:]), tensor.dtype) for tensor in model.inputs})
+    predict({tensor.name: np.zeros([dim or 1 for dim in tensor.shape], tensor.dtype) for tensor in model.inputs})
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         path = Path(folder) / "model.onnx"

@@ -8,10 +8,10 @@ from typing import Any
 
 import onnx
 from numpy.typing import NDArray
-from onnx import version_converter
+from onnx import inliner, version_converter
 
 from tristage.errors import ArtifactError
-from tristage.export.onnx_graph import IR_VERSION, OPSET
+from tristage.export.onnx_graph import IR_VERSION, OPSET, OPSET_ML
 
 __all__ = ["Net", "NetConverter", "NetInput", "net_from_onnx"]
 
@@ -41,12 +41,14 @@ class Net:
         model: the ONNX model; the first dimension of every input and of its output is the rows.
         inputs: what it reads.
         outputs: columns it answers with.
+        dtype: of the answers.
         predict: the framework's own answer for arrays by input name: [rows, outputs].
     """
 
     model: onnx.ModelProto
     inputs: tuple[NetInput, ...]
     outputs: int
+    dtype: str
     predict: Callable[[Mapping[str, NDArray[Any]]], NDArray[Any]]
 
 
@@ -73,7 +75,8 @@ def net_from_onnx(
     """Check that an ONNX model can be a step, and describe its inputs.
 
     Raises:
-        ArtifactError: it has several outputs, an input of a rank above 2, or asks for a newer ONNX than OPSET.
+        ArtifactError: it has several outputs, an input of a rank above 2 or of a fixed number of rows, operators that
+            are not ONNX's own, or asks for a newer ONNX than OPSET.
     """
     versions = {entry.domain: entry.version for entry in model.opset_import}
     if versions.get("", 0) > OPSET or model.ir_version > IR_VERSION:
@@ -81,21 +84,40 @@ def net_from_onnx(
             f"{what}: it uses ONNX opset {versions.get('', 0)} and IR {model.ir_version}; "
             f"export it with opset {OPSET} or below, and IR {IR_VERSION} or below"
         )
+    if model.functions:
+        model = inliner.inline_local_functions(model)
+    foreign = sorted({node.domain for node in model.graph.node} - {"", "ai.onnx", "ai.onnx.ml"})
+    if foreign or versions.get("ai.onnx.ml", 0) > OPSET_ML:
+        what_it_needs = ", ".join(foreign) or f"ai.onnx.ml {versions['ai.onnx.ml']}"
+        raise ArtifactError(f"{what}: it uses operators of {what_it_needs}; export it with plain ONNX operators")
     if versions.get("", 0) < OPSET:
-        model = version_converter.convert_version(model, OPSET)
+        constants = model.graph.initializer
+        try:
+            model = version_converter.convert_version(model, OPSET)
+        except Exception as error:  # the converter is C++ and raises RuntimeError and its own kinds
+            raise ArtifactError(
+                f"{what}: it cannot be brought from ONNX opset {versions.get('', 0)} to {OPSET} ({error}); export it "
+                f"with opset {OPSET}"
+            ) from error
+        # the converter drops constants that only nested graphs read
+        kept = {tensor.name for tensor in model.graph.initializer}
+        model.graph.initializer.extend(tensor for tensor in constants if tensor.name not in kept)
     if len(model.graph.output) != 1:
         names = ", ".join(output.name for output in model.graph.output)
         raise ArtifactError(
             f"{what}: it has {len(model.graph.output)} outputs ({names}); a net answers with one tensor [rows, n]"
         )
-    constants = {tensor.name for tensor in model.graph.initializer}
-    inputs = tuple(_input(value, what) for value in model.graph.input if value.name not in constants)
-    shape = model.graph.output[0].type.tensor_type.shape.dim
+    given = {tensor.name for tensor in model.graph.initializer}
+    inputs = tuple(_input(value, what) for value in model.graph.input if value.name not in given)
+    answer = model.graph.output[0].type.tensor_type
+    shape = answer.shape.dim
+    if answer.elem_type not in _DTYPES:
+        raise ArtifactError(f"{what}: its output is {onnx.TensorProto.DataType.Name(answer.elem_type)}, not numbers")
     if len(shape) != 2 or shape[1].dim_value < 1:
         raise ArtifactError(
             f"{what}: its output must have the shape [rows, n] with n known; it has {len(shape)} dimensions"
         )
-    return Net(model=model, inputs=inputs, outputs=shape[1].dim_value, predict=predict)
+    return Net(model=model, inputs=inputs, outputs=shape[1].dim_value, dtype=_DTYPES[answer.elem_type], predict=predict)
 
 
 def _input(value: onnx.ValueInfoProto, what: str) -> NetInput:
@@ -106,5 +128,10 @@ def _input(value: onnx.ValueInfoProto, what: str) -> NetInput:
     rank = len(tensor.shape.dim)
     if rank not in (1, 2):
         raise ArtifactError(f"{what}: input {value.name} has {rank} dimensions; an input is [rows] or [rows, n]")
+    if tensor.shape.dim[0].dim_value > 0:
+        raise ArtifactError(
+            f"{what}: its input {value.name} takes exactly {tensor.shape.dim[0].dim_value} rows; export it with a "
+            "dynamic first dimension"
+        )
     width = None if rank == 1 else tensor.shape.dim[1].dim_value
     return NetInput(value.name, _DTYPES[tensor.elem_type], width)

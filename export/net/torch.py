@@ -49,6 +49,7 @@ def convert(artifact: Any, what: str) -> Net:
             "torch.export.export(model.eval(), examples, dynamic_shapes=...) instead"
         )
     _check_dynamic(program, what)
+    _check_evaluation(program, what)
     try:
         with _quiet():
             exported = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False, optimize=True)
@@ -77,6 +78,19 @@ def _check_dynamic(program: Any, what: str) -> None:
                     f"{what}: its input {node.name} takes exactly {rows} rows; export it with a dynamic batch: "
                     "dynamic_shapes={..: {0: torch.export.Dim('rows')}}"
                 )
+
+
+def _check_evaluation(program: Any, what: str) -> None:
+    """Refuse a program whose answers hang on chance, or on who else is in the batch."""
+    for node in program.graph.nodes:
+        if node.op != "call_function" or not any(word in str(node.target) for word in ("dropout", "batch_norm")):
+            continue
+        names = [argument.name for argument in node.target._schema.arguments]
+        arguments = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+        if arguments.get("train") is True or arguments.get("training") is True:
+            raise ArtifactError(
+                f"{what}: it was exported in training mode ({node.target}); call torch.export.export(model.eval(), ...)"
+            )
 
 
 @contextlib.contextmanager

@@ -178,7 +178,7 @@ class TestWrappers:
             {"objective": "binary:logistic", "nthread": 1},
             xgboost.DMatrix(ROWS[:300], noise[:300]),
             num_boost_round=40,
-            evals=[(xgboost.DMatrix(ROWS[300:], noise[300:]), "held out")],
+            evals=[(xgboost.DMatrix(ROWS[300:], noise[300:]), "held_out")],
             early_stopping_rounds=10,
             verbose_eval=False,
         )
@@ -292,7 +292,9 @@ class TestSets:
         folder = save(tmp_path, {"like-0.ubj": 1, "like-1.ubj": 2, "reply-0.ubj": 3, "reply-1.ubj": 4})
         forests = read_forests("xgb", str(folder / "{target}-{bag}.ubj"), ("reply", "quote", "like"), grouped=False)
         assert forests.targets == ("reply", "like")
-        reply = np.mean([whole(xgboost.Booster(model_file=folder / f"reply-{bag}.ubj"))(ROWS) for bag in (0, 1)], axis=0)
+        reply = np.mean(
+            [whole(xgboost.Booster(model_file=folder / f"reply-{bag}.ubj"))(ROWS) for bag in (0, 1)], axis=0
+        )
         answers = served(forests, ROWS)
         assert answers.shape == (400, 2)
         np.testing.assert_allclose(answers[:, 0], reply, atol=1e-6)

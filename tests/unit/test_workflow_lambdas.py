@@ -220,9 +220,7 @@ def test_after_other_operators() -> None:
     agree("f32", lambda c: c + 1)
     nodes = ["i64"] >> ops.Categorify() >> ops.LambdaOp(lambda c: (c + 1).astype("float32"))
     workflow, made = compiled(nodes)
-    np.testing.assert_array_equal(
-        answer(made, FRAME)["i64"][:, 0], workflow.transform(FRAME.copy())["i64"].to_numpy()
-    )
+    np.testing.assert_array_equal(answer(made, FRAME)["i64"][:, 0], workflow.transform(FRAME.copy())["i64"].to_numpy())
 
 
 def test_named_function() -> None:
