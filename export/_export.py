@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tristage.errors import StackError
-from tristage.export.check import Parity, check_parity
+from tristage.export.check import Parity, check_parity, open_model
 from tristage.export.golden import check_golden, golden_columns, read_golden_rows, write_golden
 from tristage.export.lower import LoweredStack, lower
 from tristage.export.place import Placement, fuse, place
@@ -114,6 +114,9 @@ def export(
             name: np.asarray(answers[source.step or ""][source.column.name])[~parity.edge]
             for name, source in lowered.outputs.items()
         }
+    else:
+        for model in placement.models:
+            open_model(model)
     on_stage("writing")
     if layout == "fused":
         placement = fuse(placement)

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tristage.errors import ParityError
+from tristage.errors import ArtifactError, ParityError
 from tristage.export.lower import LoweredStack, LoweredStep, Workflow
 from tristage.export.place import PlacedModel, Placement
 from tristage.export.reference import answer_step
 
-__all__ = ["MAX_EDGE_SHARE", "Parity", "check_parity", "run_placement"]
+__all__ = ["MAX_EDGE_SHARE", "Parity", "check_parity", "open_model", "run_placement"]
 
 MAX_EDGE_SHARE = 0.005  # of the golden rows; more than this on a split's edge is no accident
 
@@ -40,15 +40,10 @@ def run_placement(placement: Placement, inputs: Mapping[str, NDArray[Any]]) -> d
         placement: the stack as Triton models.
         inputs: the raw columns' tensors, as tristage.client.codec.encode makes them.
     """
-    import onnxruntime
-
     tensors: dict[str, NDArray[Any]] = dict(inputs)
     rows, most = len(next(iter(inputs.values()))), placement.signature.max_batch
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
     for model in placement.models:
-        graph = model.graph.SerializeToString()
-        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        session = open_model(model)
         names = [tensor.name for tensor in model.outputs]
         parts = [
             session.run(names, {t.name: tensors[t.name][start : start + most] for t in model.inputs})
@@ -56,6 +51,26 @@ def run_placement(placement: Placement, inputs: Mapping[str, NDArray[Any]]) -> d
         ]
         tensors.update({name: np.concatenate(part) for name, part in zip(names, zip(*parts, strict=True), strict=True)})
     return tensors
+
+
+def open_model(model: PlacedModel) -> Any:
+    """ONNX Runtime's session of a placed model.
+
+    Raises:
+        ArtifactError: ONNX Runtime lacks an operator of it for one of its dtypes.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(
+            model.graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # ONNX Runtime's errors share no base class
+        raise ArtifactError(
+            f"step {', '.join(model.steps)}: ONNX Runtime {onnxruntime.__version__} cannot run its graph ({error})"
+        ) from error
 
 
 def check_parity(

@@ -22,8 +22,8 @@ def model_config(model: PlacedModel, max_batch: int) -> str:
         input=[pb.ModelInput(name=t.name, data_type=_type(pb, t), dims=[t.width]) for t in model.inputs],
         output=[pb.ModelOutput(name=t.name, data_type=_type(pb, t), dims=[t.width]) for t in model.outputs],
         instance_group=[pb.ModelInstanceGroup(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)],
-        # no queue policy: one with a size or a timeout turns Triton's prefetching off, and then a request that comes just
-        # as the last one is answered waits for the batcher's 500 ms timer (seen with 2.51)
+        # no queue policy: one with a size or a timeout turns Triton's prefetching off, and then a request that comes
+        # just as the last one is answered waits for the batcher's 500 ms timer (seen with 2.51)
         dynamic_batching=pb.ModelDynamicBatching(),
         version_policy=pb.ModelVersionPolicy(latest=pb.ModelVersionPolicy.Latest(num_versions=1)),
     )

@@ -203,7 +203,7 @@ def _lower_workflow(
         raise ArtifactError(f"step {name}: the workflow is not fitted; call fit, or fit_transform, first")
     nullable = frozenset(column.name for column in golden.values() if column.nullable)
     try:
-        columns = raw_columns(fitted, stack.inputs, nullable)
+        columns = raw_columns(fitted, stack.inputs, nullable, golden)
         compiled = compile_workflow(fitted, columns)
     except ArtifactError as error:
         raise ArtifactError(f"step {name}: {error}", path=error.path) from error

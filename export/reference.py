@@ -6,6 +6,7 @@ Nothing here reads a lowered graph: this is the other side of every comparison.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,11 +79,16 @@ def _transform(step: LoweredStep, fitted: Any, frame: Any) -> dict[str, NDArray[
             raw[name] = 0  # a target: read by nothing once the folds are gone, but asked for
     for name, column in given.items():
         if column.length is not None:
-            raw[name] = [list(values)[: column.length] for values in raw[name]]
+            raw[name] = [[] if values is None else list(values)[: column.length] for values in raw[name]]
+    log = logging.getLogger("merlin")
+    muted, log.disabled = log.disabled, True  # it prints a traceback of what it raises
     try:
         made = workflow.transform(raw[workflow.input_schema.column_names])
     except Exception as error:  # NVTabular lets pandas' errors through
-        raise ArtifactError(f"step {step.name}: NVTabular's transform fails on the golden rows ({error})") from error
+        reason = f"{error}: {error.__cause__}" if error.__cause__ else f"{error}"
+        raise ArtifactError(f"step {step.name}: NVTabular's transform fails on the golden rows ({reason})") from error
+    finally:
+        log.disabled = muted
     return {column.name: _values(made[column.name], column) for column in step.columns}
 
 
@@ -101,7 +107,7 @@ def _values(series: Any, column: Column) -> NDArray[Any]:
     if column.length is None:
         return np.asarray(series)
     padded = np.full((len(series), column.length), column.pad, dtype=column.numpy_dtype)
-    for row, values in enumerate(series):
+    for row, values in enumerate([] if values is None else values for values in series):
         padded[row, : len(values)] = values[: column.length]
     return padded
 

@@ -84,7 +84,7 @@ class ForestSet:
             )
         if self.targets != (None,) and self.all()[0].outputs != 1:
             raise StackError(
-                f"each of its forests has {self.all()[0].outputs} outputs, but a forest of one {{target}} answers with one"
+                f"each of its forests has {self.all()[0].outputs} outputs, but a forest for one {{target}} has one"
             )
 
     def all(self) -> list[Forest]:

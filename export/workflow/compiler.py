@@ -38,23 +38,39 @@ class CompiledWorkflow:
     values: Mapping[str, Value]
 
 
-def raw_columns(workflow: Any, lists: Mapping[str, ListInput], nullable: frozenset[str]) -> tuple[Column, ...]:
+def raw_columns(
+    workflow: Any,
+    lists: Mapping[str, ListInput],
+    nullable: frozenset[str],
+    known: Mapping[str, Column] | None = None,
+) -> tuple[Column, ...]:
     """The raw columns a fitted workflow reads, without those that only train it (the targets of TargetEncoding).
 
     Args:
         workflow: a fitted nvtabular.Workflow.
         lists: lengths and pads of list columns.
         nullable: columns that may hold nulls.
+        known: columns as golden rows have them, for those whose type the workflow doesn't know.
 
     Raises:
+        ArtifactError: a column's type is unknown, or one that Triton lacks.
         StackError: a list column's length isn't declared, or something is declared for a column that isn't a list.
     """
     columns = []
     for schema in workflow.input_schema:
         dtype = "string" if schema.dtype.name in ("object", "string", "str") else schema.dtype.name
+        is_list = schema.is_list
+        if dtype == "unknown" and known is not None and schema.name in known:
+            dtype, is_list = known[schema.name].dtype, known[schema.name].length is not None
+        if dtype == "unknown":
+            # it looks at the first row only, and an empty list or a null says nothing
+            raise ArtifactError(
+                f"NVTabular did not find out the type of raw column {schema.name}; fit it on rows whose first has a "
+                "value there, or give the stack golden rows"
+            )
         if dtype not in DTYPES:
             raise ArtifactError(f"raw column {schema.name} has type {dtype}, which Triton has no tensor for")
-        if not schema.is_list:
+        if not is_list:
             columns.append(Column(schema.name, dtype, nullable=schema.name in nullable))
             continue
         options = lists.get(schema.name)

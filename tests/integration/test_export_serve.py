@@ -179,6 +179,22 @@ def test_rows_that_do_not_fit_get_one_clear_line(
     assert done.out == ""
 
 
+def test_the_fused_layout_answers_the_same_in_one_model(
+    tiny_stack: Path, tiny_repository: Path, tmp_path: Path, cli: Callable[..., Any]
+) -> None:
+    done = cli("export", tiny_stack / "stack.yaml", "-o", tmp_path / "fused", "--layout", "fused")
+    assert done.code == 0, done.err
+    fused = tmp_path / "fused"
+    assert set(read_manifest(fused).models.values()) == {"tiny_fused"}
+    assert read_manifest(fused).signature == read_manifest(tiny_repository).signature
+    assert (fused / "golden.parquet").read_bytes() == (tiny_repository / "golden.parquet").read_bytes()
+    with serve(fused, cores=[0], http_port=0, grpc_port=0, metrics_port=0) as server:
+        for url in (server.http_url, server.grpc_url):
+            done = cli("verify", fused, "--url", url, "--json")
+            assert done.code == 0, done.err
+            assert max(json.loads(done.out)["differences"].values()) <= 1e-5
+
+
 def test_exporting_twice_gives_the_same_bytes(
     tiny_stack: Path, tiny_repository: Path, tmp_path: Path, cli: Callable[..., Any]
 ) -> None:

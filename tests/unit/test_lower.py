@@ -1,4 +1,4 @@
-"""Lowering, placing and checking a whole small stack in this process: raw rows in, the training libraries' answers out."""
+"""A whole small stack, lowered, placed and checked in this process: raw rows in, the libraries' answers out."""
 
 from __future__ import annotations
 
@@ -346,6 +346,19 @@ class TestExport:
         assert made.parity is None
         assert "no golden rows" in made.manifest.notes[0]
 
+    @pytest.mark.parametrize("with_golden", [True, False])
+    def test_a_graph_that_cannot_run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_golden: bool) -> None:
+        frame = pd.DataFrame({"short": np.array([1, 2, 3], np.int16)})
+        pq.write_table(pa.Table.from_pandas(frame), tmp_path / "golden.parquet")
+        monkeypatch.chdir(tmp_path)
+        # ONNX Runtime has no maximum of 16 bits
+        fitted = nvt.Workflow(["short"] >> ops.LambdaOp(lambda column: np.maximum(column, np.int16(2))))
+        fitted.fit(nvt.Dataset(frame.copy()))
+        golden = tmp_path / "golden.parquet" if with_golden else None
+        stack = Stack("s", {"features": WorkflowStep(fitted)}, {"y": "features.short"}, golden=golden)
+        with pytest.raises(ArtifactError, match=r"step features: ONNX Runtime .* cannot run its graph .*Max"):
+            export(stack, tmp_path / "repository")
+
     def test_lists_longer_than_declared(self, whole: Stack, tmp_path: Path, golden: pa.Table) -> None:
         assert max(map(len, golden["tokens"].to_pylist())) > 4
         steps = {"nn": NetStep(net(1, 2, 1, tokens=True), {"x": "count", "tokens": "tokens"})}
@@ -354,6 +367,25 @@ class TestExport:
             tmp_path / "repository",
         )
         assert made.parity is not None
+
+    def test_golden_rows_that_nvtabular_cannot_transform(
+        self, whole: Stack, tmp_path: Path, golden: pa.Table, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        # its Categorify wants at least one value that is not null
+        at = golden.column_names.index("idle")
+        nulls = pa.array([None] * ROWS, pa.string())
+        pq.write_table(golden.set_column(at, "idle", nulls), tmp_path / "golden.parquet")
+        words = r"step features: NVTabular's transform fails on the golden rows \(Failed to .* column idle: .+\)"
+        with pytest.raises(ArtifactError, match=words):
+            export(whole, tmp_path / "repository")
+        assert "Traceback" not in capfd.readouterr().err
+
+    def test_null_lists(self, whole: Stack, tmp_path: Path, golden: pa.Table) -> None:
+        at = golden.column_names.index("tokens")
+        lists = pa.array([None, *golden["tokens"].to_pylist()[1:]], pa.list_(pa.int64()))
+        pq.write_table(golden.set_column(at, "tokens", lists), tmp_path / "golden.parquet")
+        with pytest.raises(InputError, match='column "tokens", row 0'):
+            export(whole, tmp_path / "repository")
 
     def test_golden_rows_that_lack_a_column(self, whole: Stack, tmp_path: Path, golden: pa.Table) -> None:
         pq.write_table(golden.drop_columns(["age"]), tmp_path / "golden.parquet")

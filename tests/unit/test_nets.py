@@ -1,4 +1,4 @@
-"""Nets through their frameworks' own ONNX exporters: same answers at any number of rows; what can't be a step is said."""
+"""Nets through their frameworks' own ONNX exporters: same answers at any number of rows; what can't be is said."""
 
 from __future__ import annotations
 
@@ -439,13 +439,13 @@ class TestReads:
             self.lower({"x": ("a", "b", "word")})
 
     def test_flat_input_takes_one_column(self, program: Any) -> None:
+        stack = Stack(
+            "s",
+            {"nn": NetStep(program, {"tokens": ("tags",), "user": ("a", "b"), "numeric": ("a", "b", "c")})},
+            {"y": "nn.score0"},
+            inputs={"tags": ListInput(7)},
+        )
         with pytest.raises(StackError, match="step nn: input user takes one scalar column, not 2 values a row"):
-            stack = Stack(
-                "s",
-                {"nn": NetStep(program, {"tokens": ("tags",), "user": ("a", "b"), "numeric": ("a", "b", "c")})},
-                {"y": "nn.score0"},
-                inputs={"tags": ListInput(7)},
-            )
             lower(stack, self.RAW)
 
     def test_double_answers_are_served_as_float32(self) -> None:

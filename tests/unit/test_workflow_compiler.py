@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tristage.client.codec import encode
-from tristage.columns import Signature
+from tristage.columns import Column, Signature
 from tristage.errors import ArtifactError, StackError
 from tristage.export.onnx_graph import GraphBuilder
 from tristage.export.workflow import CompiledWorkflow, Node, Value, compile_workflow, lowers, raw_columns
@@ -595,6 +595,16 @@ class TestRawColumns:
         workflow = fit(["ids"] >> ops.Categorify(), TestSelection.LISTS)
         with pytest.raises(StackError, match=r"ids.*pad 'x'"):
             serve(workflow, {"ids": ListInput(3, pad="x")})
+
+    def test_type_that_nvtabular_did_not_find_out(self) -> None:
+        # it looks at the first row, and an empty list says nothing
+        frame = pd.DataFrame({"tags": [[], ["a"], ["b", "a"]]})
+        workflow = fit(["tags"] >> ops.Categorify(), frame)
+        with pytest.raises(ArtifactError, match=r"did not find out the type of raw column tags.*golden rows"):
+            serve(workflow)
+        known = {"tags": Column("tags", "string", 2, "")}
+        (column,) = raw_columns(workflow, {"tags": ListInput(5)}, frozenset(), known)
+        assert column == Column("tags", "string", 5, "")
 
     def test_type_without_a_tensor(self) -> None:
         frame = pd.DataFrame({"when": pd.to_datetime(["2021-02-01", "2021-02-02"])})
