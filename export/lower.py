@@ -13,7 +13,9 @@ from typing import Any
 from tristage.columns import Column
 from tristage.errors import ArtifactError, StackError
 from tristage.export.forest import ForestSet, read_forests
+from tristage.export.forest.read import find_forests
 from tristage.export.net import Net, read_net
+from tristage.export.net.read import find_converter
 from tristage.export.workflow import CompiledWorkflow, compile_workflow, raw_columns
 from tristage.stack import ForestStep, MeanStep, NetStep, Stack, WorkflowStep, split_reference
 
@@ -107,6 +109,7 @@ def lower(stack: Stack, golden: Mapping[str, Column], on_step: Callable[[str], N
         StackError: a step reads a column that nobody makes, or a wrong number of them.
         ArtifactError: an artifact cannot be read or converted.
     """
+    _find_artifacts(stack)
     steps: dict[str, LoweredStep] = {}
     raw: dict[str, Column] = {}
     for name in stack.order():
@@ -130,6 +133,24 @@ def lower(stack: Stack, golden: Mapping[str, Column], on_step: Callable[[str], N
         hint = f"did you mean {' or '.join(near)}?" if near else f"raw columns are {_some(list(raw))}"
         raise StackError(f"inputs names {strange[0]}, which is no raw column that the stack reads; {hint}")
     return LoweredStack(stack, tuple(steps.values()), outputs)
+
+
+def _find_artifacts(stack: Stack) -> None:
+    """Look for every file first: a missing one is said at once, not after the others have been converted."""
+    for name, step in stack.steps.items():
+        match step:
+            case WorkflowStep(workflow=artifact):
+                if isinstance(artifact, (str, Path)) and not (Path(artifact) / "workflow.pkl").is_file():
+                    raise ArtifactError(
+                        f"step {name}: {artifact} is no folder that Workflow.save wrote (it has no workflow.pkl)",
+                        path=Path(artifact),
+                    )
+            case ForestStep(forest=artifact):
+                find_forests(name, artifact)
+            case NetStep(net=artifact):
+                find_converter(name, artifact)
+            case MeanStep():
+                pass
 
 
 class _Reader:
@@ -218,10 +239,6 @@ def _open_workflow(name: str, artifact: Any) -> Any:
             raise ArtifactError(f"step {name}: a {type(artifact).__name__} is no nvtabular.Workflow")
         return artifact
     path = Path(artifact)
-    if not (path / "workflow.pkl").is_file():
-        raise ArtifactError(
-            f"step {name}: {path} is no folder that Workflow.save wrote (it has no workflow.pkl)", path=path
-        )
     import nvtabular
 
     try:

@@ -48,7 +48,8 @@ ENCODED_KEYS: tuple[str | list[str], ...] = (
     ["b_user_id", "present_media"],
     ["a_user_id", "b_user_id"],
 )
-SUMMED_KEYS: tuple[str | list[str], ...] = ("a_user_id", "b_user_id", "present_media", ["language", "tweet_type"])
+SUMMED_KEYS = ("a_user_id", "b_user_id", "present_media")
+SUMMED_PAIR = ("language", "tweet_type")
 FLAGS = ["a_is_verified", "b_is_verified", "a_follows_b"]
 COUNTS = ["a_follower_count", "a_following_count", "b_follower_count", "b_following_count"]
 
@@ -114,8 +115,7 @@ def _graph(sizes: Sizes, folder: str) -> Any:
     encoded = list(ENCODED_KEYS) >> ops.TargetEncoding(list(TARGETS), kfold=1, p_smooth=20, out_path=folder)
     # a count is the sum of ones: JoinGroupby's own count cannot be transformed once a key is new
     ones = ["tweet_timestamp"] >> ops.LambdaOp(lambda col: col * 0 + 1) >> ops.Rename(name="rows")
-    sums = list(SUMMED_KEYS) >> ops.JoinGroupby(cont_cols=ones + list(TARGETS), stats=["sum"], out_path=folder)
-    sums = sums >> ops.FillMissing() >> ops.LambdaOp(lambda col: col * 1.0) >> ops.Rename(f=lambda name: "s_" + name)
+    sums = _sums(ones, folder) >> ops.FillMissing() >> ops.LambdaOp(lambda col: col * 1.0)
     numbers = _numbers()
     return (
         users
@@ -127,6 +127,21 @@ def _graph(sizes: Sizes, folder: str) -> Any:
         + sums
         + _net_numbers(numbers, sums)
     )
+
+
+def _sums(ones: Any, folder: str) -> Any:
+    """Rows and engagements a key had.
+
+    The single keys go by another name: NVTabular keeps one file of statistics for a key's name, and TargetEncoding's
+    on the same keys would overwrite it.
+    """
+    from nvtabular import ColumnSelector, ops
+
+    named = ops.Rename(f=lambda name: "s_" + name)
+    counted = {"cont_cols": ones + list(TARGETS), "stats": ["sum"], "out_path": folder}
+    single = list(SUMMED_KEYS) >> named >> ops.JoinGroupby(**counted)
+    pair = ColumnSelector([SUMMED_PAIR]) >> ops.JoinGroupby(**counted) >> named
+    return single + pair
 
 
 def _derive(source: str, name: str, f: Any, *needs: str) -> Any:
@@ -198,7 +213,7 @@ def _net_numbers(numbers: Any, sums: Any) -> Any:
         return (df["b_account_creation"] - col) / 1e8
 
     long_tailed = [*COUNTS, "r_a", "r_b", "r_followers", "r_following"]
-    logs = numbers[long_tailed] + sums[[f"s_{'_'.join(_listed(key))}_rows_sum" for key in SUMMED_KEYS]]
+    logs = numbers[long_tailed] + sums[[f"s_{key}_rows_sum" for key in (*SUMMED_KEYS, "_".join(SUMMED_PAIR))]]
     scaled = (logs >> ops.Clip(min_value=0) >> ops.LogOp()) + numbers["a_age", "b_age"]
     flags = FLAGS + numbers["b_following_count_filled"] >> ops.LambdaOp(lambda col: col * 1.0)
     turns = (
@@ -231,10 +246,6 @@ def _net_numbers(numbers: Any, sums: Any) -> Any:
         )
     )
     return (scaled >> ops.Normalize() >> to_n) + (flags >> to_n) + turns + indicators
-
-
-def _listed(key: str | list[str]) -> list[str]:
-    return [key] if isinstance(key, str) else key
 
 
 class _quiet:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tristage.errors import ArtifactError, StackError
-from tristage.export.forest.model import Forest, ForestConverter, ForestSet
+from tristage.export.forest.model import Forest, ForestConverter, ForestSet, check_path
 from tristage.export.forest.to_onnx import check_model
 from tristage.export.forest.xgboost import XGBOOST
 
-__all__ = ["FORESTS", "read_forests"]
+__all__ = ["FORESTS", "find_forests", "read_forests"]
 
 # one converter per library; others append their own
 FORESTS: list[ForestConverter] = [XGBOOST]
@@ -36,7 +36,7 @@ def read_forests(step: str, artifact: Any, targets: Sequence[str], grouped: bool
         ArtifactError: no file matches, or one cannot be converted.
     """
     bags: dict[tuple[str | None, str | None], list[tuple[str, Forest]]] = {}
-    for where, model, places in _members(step, artifact):
+    for where, model, places in find_forests(step, artifact):
         key = (places.get("group"), places.get("target"))
         bags.setdefault(key, []).append((places.get("bag", ""), _convert(model, where)))
     groups = sorted({group for group, _ in bags}, key=_natural)
@@ -70,8 +70,22 @@ def read_forests(step: str, artifact: Any, targets: Sequence[str], grouped: bool
         raise ArtifactError(f"step {step}: {error}") from None
 
 
+def find_forests(step: str, artifact: Any) -> list[tuple[str, Any, dict[str, str]]]:
+    """(what it is, model or file, its target, bag and group) of every forest of a step; opens nothing.
+
+    Raises:
+        StackError: the pattern is wrong.
+        ArtifactError: no file matches, or one is of no known kind.
+    """
+    found = list(_members(step, artifact))
+    for where, model, _ in found:
+        _converter(model, where)
+        if isinstance(model, Path):
+            check_path(model, where)
+    return found
+
+
 def _members(step: str, artifact: Any) -> Iterator[tuple[str, Any, dict[str, str]]]:
-    """(what it is, model or file, its target, bag and group) of every forest of the step."""
     if not isinstance(artifact, (str, Path)):
         yield f"step {step}", artifact, {}
         return

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tristage.errors import ArtifactError
-from tristage.export.forest.model import Forest, ForestConverter, check_path
+from tristage.export.forest.model import Forest, ForestConverter
 
 __all__ = ["XGBOOST"]
 
@@ -28,7 +28,6 @@ def convert(artifact: Any, what: str) -> Forest:
     import xgboost
 
     if isinstance(artifact, Path):
-        check_path(artifact, what)
         booster = xgboost.Booster()
         try:
             booster.load_model(artifact)

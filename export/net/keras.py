@@ -28,8 +28,6 @@ def convert(artifact: Any, what: str) -> Net:
     import keras
 
     if isinstance(artifact, Path):
-        if not artifact.is_file():
-            raise ArtifactError(f"{what}: there is no file {artifact}", path=artifact)
         try:
             model = keras.saving.load_model(artifact, compile=False, safe_mode=True)
         except Exception as error:  # Keras raises whatever its archive reader met

@@ -28,8 +28,6 @@ def convert(artifact: Any, what: str) -> Net:
         model = onnx.load(artifact) if isinstance(artifact, Path) else artifact
         onnx.checker.check_model(model)
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    except FileNotFoundError:
-        raise ArtifactError(f"{what}: there is no file {artifact}", path=artifact) from None
     except Exception as error:  # protobuf, checker and runtime each raise their own kinds
         raise ArtifactError(
             f"{what}: {artifact if isinstance(artifact, Path) else 'it'} is no valid ONNX model ({error})"

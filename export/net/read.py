@@ -11,7 +11,7 @@ from tristage.export.net.model import Net, NetConverter
 from tristage.export.net.onnx import ONNX
 from tristage.export.net.torch import TORCH
 
-__all__ = ["NETS", "read_net"]
+__all__ = ["NETS", "find_converter", "read_net"]
 
 # one converter per framework; others append their own
 NETS: list[NetConverter] = [KERAS, TORCH, ONNX]
@@ -23,17 +23,29 @@ def read_net(step: str, artifact: Any) -> Net:
     Raises:
         ArtifactError: nobody knows its kind, or its converter fails.
     """
+    converter = find_converter(step, artifact)
+    return converter.convert(Path(artifact) if isinstance(artifact, str) else artifact, f"step {step}")
+
+
+def find_converter(step: str, artifact: Any) -> NetConverter:
+    """The converter for a net, by its file's suffix or its class; opens nothing.
+
+    Raises:
+        ArtifactError: there is no such file, or nobody knows its kind.
+    """
     what = f"step {step}"
     if isinstance(artifact, (str, Path)):
         path = Path(artifact)
         for converter in NETS:
             if path.suffix in converter.suffixes:
-                return converter.convert(path, what)
+                if not path.is_file():
+                    raise ArtifactError(f"{what}: there is no file {path}", path=path)
+                return converter
         known = ", ".join(f"{'/'.join(converter.suffixes)} ({converter.framework})" for converter in NETS)
         raise ArtifactError(f"{what}: {path} is of no known kind of net; known are {known}", path=path)
     packages = {cls.__module__.split(".")[0] for cls in type(artifact).__mro__}
     for converter in NETS:
         if packages.intersection(converter.modules):
-            return converter.convert(artifact, what)
+            return converter
     known = ", ".join(converter.framework for converter in NETS)
     raise ArtifactError(f"{what}: a {type(artifact).__name__} is no net of a known framework; known are {known}")

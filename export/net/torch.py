@@ -30,8 +30,6 @@ def convert(artifact: Any, what: str) -> Net:
     import torch
 
     if isinstance(artifact, Path):
-        if not artifact.is_file():
-            raise ArtifactError(f"{what}: there is no file {artifact}", path=artifact)
         try:
             with _quiet():
                 program = torch.export.load(artifact)
