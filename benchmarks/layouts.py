@@ -76,7 +76,8 @@ def main() -> None:
     text = [
         "# Layouts: a Triton model per step, or all steps in one",
         f"`python -m benchmarks.layouts`, {first.created[:10]}, tristage {first.version}, "
-        f"{first.machine['processor']}, Triton 2.51 on one core, one gRPC client on another, small reference stack, {SECONDS:g} s a cell.",
+        f"{first.machine['processor']}, Triton 2.51 on one core, one gRPC client on another, small reference stack, "
+        f"{SECONDS:g} s a cell.",
         table(reports),
         "The ratio is ensemble over fused. Both layouts were verified against the training libraries in this run.",
     ]
