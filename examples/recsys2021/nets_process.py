@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -35,10 +36,13 @@ class NetsProcess:
     def __enter__(self) -> NetsProcess:
         self._work = Path(tempfile.mkdtemp(prefix="recsys2021-"))
         (self._work / "sizes.json").write_text(json.dumps(asdict(self._sizes)))
+        # `examples` is found from the repository's root, which must then be looked in
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
         with (self._work / "complaints").open("w") as complaints:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "examples.recsys2021.nets", str(self._work)],
                 cwd=Path(__file__).parents[2],
+                env=environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=complaints,
