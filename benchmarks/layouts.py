@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from examples.recsys2021.train import train
 from tristage.client import Client, ListTruncated, verify
-from tristage.export import LAYOUTS, export
+from tristage.export import LAYOUTS, Prepared, prepare, write
 from tristage.export.stack_file import read_stack
 from tristage.loadtest import Report, run_loadtest
 from tristage.serving import serve
@@ -28,12 +28,9 @@ BATCHES = (1, 64, 1024)
 SECONDS = 5.0
 
 
-def measure(layout: str, folder: Path) -> Report:
-    """Export in a layout, prove it, and load-test it over gRPC on one core."""
-    trained = train()
-    repository = folder / layout
-    export(read_stack(trained.folder / "stack.yaml"), repository, layout=layout)
-    rows = pq.read_table(trained.folder / "test_rows.parquet")
+def measure(prepared: Prepared, rows: Any, layout: str, folder: Path) -> Report:
+    """Write a stack in a layout, prove it, and load-test it over gRPC on one core."""
+    repository = write(prepared, folder / layout, layout=layout).path
     cores = os.sched_getaffinity(0)
     core = min(cores)
     with serve(repository, cores=[core], http_port=0, grpc_port=0, metrics_port=0) as server:
@@ -68,8 +65,11 @@ def main() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     warnings.simplefilter("ignore", ListTruncated)
+    trained = train()
+    prepared = prepare(read_stack(trained.folder / "stack.yaml"))
+    rows = pq.read_table(trained.folder / "test_rows.parquet")
     with tempfile.TemporaryDirectory() as folder:
-        reports = {layout: measure(layout, Path(folder)) for layout in LAYOUTS}
+        reports = {layout: measure(prepared, rows, layout, Path(folder)) for layout in LAYOUTS}
     first: Any = next(iter(reports.values()))
     document = {layout: asdict(report) for layout, report in reports.items()}
     (RESULTS / "layouts.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tristage.export._export import LAYOUTS, TARGETS, TOLERANCE, Exported, export
+    from tristage.export._export import LAYOUTS, TARGETS, TOLERANCE, Exported, Prepared, export, prepare, write
 
-__all__ = ["LAYOUTS", "TARGETS", "TOLERANCE", "Exported", "export"]
+__all__ = ["LAYOUTS", "TARGETS", "TOLERANCE", "Exported", "Prepared", "export", "prepare", "write"]
 
 
 def __getattr__(name: str) -> Any:

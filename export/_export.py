@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tristage.errors import StackError
 from tristage.export.check import Parity, check_parity, open_model
 from tristage.export.golden import check_golden, golden_columns, read_golden_rows, write_golden
-from tristage.export.lower import LoweredStack, lower
+from tristage.export.lower import lower
 from tristage.export.place import Placement, fuse, place
 from tristage.export.reference import reference_answers
-from tristage.export.write import aside, check_place, write_models
+from tristage.export.repository import aside, check_place, write_models
 from tristage.manifest import Manifest, checksums, write_manifest
 from tristage.stack import Stack
 
-__all__ = ["LAYOUTS", "TARGETS", "TOLERANCE", "Exported", "export"]
+__all__ = ["LAYOUTS", "TARGETS", "TOLERANCE", "Exported", "Prepared", "export", "prepare", "write"]
 
 TARGETS = ("pip-cpu",)
 LAYOUTS = ("ensemble", "fused")
@@ -41,6 +42,25 @@ _LIBRARIES = (
     "numpy",
     "pandas",
 )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A stack that is ready to be written, in any layout: converted, placed and compared with its training libraries.
+
+    Attributes:
+        placement: one Triton model per step.
+        target: one of TARGETS.
+        parity: how far it is from the training libraries on the golden rows; None without golden rows.
+        golden: the golden rows that it was compared on, a pyarrow.Table; None without.
+        expected: output -> what the training libraries answered for them.
+    """
+
+    placement: Placement
+    target: str
+    parity: Parity | None
+    golden: Any
+    expected: Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -68,7 +88,7 @@ def export(
     overwrite: bool = False,
     on_stage: Callable[[str], None] = lambda _: None,
 ) -> Exported:
-    """Write a stack as a Triton model repository.
+    """Write a stack as a Triton model repository: `prepare`, then `write`.
 
     The graphs are run in this process on the golden rows before anything is written: a repository that answers
     otherwise than the training libraries is never made.
@@ -89,44 +109,72 @@ def export(
         ParityError: a step answers otherwise than its training library by more than TOLERANCE.
         ExportError: the folder cannot be written; what was there is untouched.
     """
-    path = Path(path)
+    _check_layout(layout)
+    check_place(Path(path), overwrite)  # now, not after minutes of converting
+    prepared = prepare(stack, target=target, max_batch=max_batch, on_stage=on_stage)
+    on_stage("writing")
+    return write(prepared, path, layout=layout, overwrite=overwrite)
+
+
+def prepare(
+    stack: Stack,
+    *,
+    target: str = "pip-cpu",
+    max_batch: int = 1024,
+    on_stage: Callable[[str], None] = lambda _: None,
+) -> Prepared:
+    """Convert a stack and compare it with its training libraries; arguments and errors are those of `export`."""
     if target not in TARGETS:
         raise StackError(f"there is no target {target}; choose one of {', '.join(TARGETS)}")
-    if layout not in LAYOUTS:
-        raise StackError(f"there is no layout {layout}; choose one of {', '.join(LAYOUTS)}")
     if max_batch < 1:
         raise StackError(f"max_batch is {max_batch}; a request holds at least one row")
-    check_place(path, overwrite)
     table = None if stack.golden is None else read_golden_rows(stack.golden)
     lowered = lower(stack, {} if table is None else golden_columns(table), lambda step: on_stage(f"converting {step}"))
-    placement = place(lowered, max_batch)
-    placement = _nullable(placement)
-    parity, expected = None, {}
-    if table is not None:
-        check_golden(table, placement.signature)
-        on_stage(f"asking the training libraries about {table.num_rows} golden rows")
-        frame = table.to_pandas()
-        answers = reference_answers(lowered, frame)
-        on_stage("comparing the graphs with their answers")
-        parity = check_parity(lowered, placement, _encode(table, placement), answers, frame, TOLERANCE)
-        table = table.filter(~parity.edge)
-        expected = {
-            name: np.asarray(answers[source.step or ""][source.column.name])[~parity.edge]
-            for name, source in lowered.outputs.items()
-        }
-    else:
+    placement = _nullable(place(lowered, max_batch))
+    if table is None:
         for model in placement.models:
             open_model(model)
-    on_stage("writing")
-    if layout == "fused":
-        placement = fuse(placement)
+        return Prepared(placement, target, None, None, {})
+    check_golden(table, placement.signature)
+    on_stage(f"asking the training libraries about {table.num_rows} golden rows")
+    frame = table.to_pandas()
+    answers = reference_answers(lowered, frame)
+    on_stage("comparing the graphs with their answers")
+    parity = check_parity(lowered, placement, _encode(table, placement), answers, frame, TOLERANCE)
+    expected = {
+        name: np.asarray(answers[source.step or ""][source.column.name])[~parity.edge]
+        for name, source in lowered.outputs.items()
+    }
+    return Prepared(placement, target, parity, table.filter(~parity.edge), expected)
+
+
+def write(prepared: Prepared, path: Path | str, *, layout: str = "ensemble", overwrite: bool = False) -> Exported:
+    """Write a prepared stack as a model repository; arguments and errors are those of `export`."""
+    path = Path(path)
+    _check_layout(layout)
+    check_place(path, overwrite)
+    placement = fuse(prepared.placement) if layout == "fused" else prepared.placement
     with aside(path) as fresh:
         write_models(fresh, placement)
-        if table is not None:
-            write_golden(fresh, table, placement.signature, expected)
-        manifest = _manifest(lowered, placement, (target, layout), fresh, parity)
+        if prepared.golden is not None:
+            write_golden(fresh, prepared.golden, placement.signature, prepared.expected)
+        manifest = Manifest(
+            stack=placement.signature.stack,
+            target=prepared.target,
+            layout=layout,
+            signature=placement.signature,
+            models={step: model.name for model in placement.models for step in model.steps},
+            versions=_versions(),
+            files=checksums(fresh),
+            notes=_notes(prepared.parity),
+        )
         write_manifest(fresh, manifest)
-    return Exported(path, manifest, parity)
+    return Exported(path, manifest, prepared.parity)
+
+
+def _check_layout(layout: str) -> None:
+    if layout not in LAYOUTS:
+        raise StackError(f"there is no layout {layout}; choose one of {', '.join(LAYOUTS)}")
 
 
 def _encode(table: Any, placement: Placement) -> dict[str, Any]:
@@ -150,31 +198,18 @@ def _nullable(placement: Placement) -> Placement:
     return dataclasses.replace(placement, signature=dataclasses.replace(placement.signature, inputs=inputs))
 
 
-def _manifest(
-    lowered: LoweredStack, placement: Placement, where: tuple[str, str], repository: Path, parity: Parity | None
-) -> Manifest:
+def _notes(parity: Parity | None) -> tuple[str, ...]:
     if parity is None:
-        notes = ["no golden rows: nothing proves that it answers what the training libraries answered"]
-    else:
-        notes = [
-            f"{step} differs from its training library by at most {value:.2g}"
-            for step, value in parity.differences.items()
-        ]
-        if parity.edge.any():
-            notes.append(
-                f"{parity.edge.sum()} golden rows were left out: they lie on a split's edge, where a tree goes the "
-                f"other way for a difference in an earlier model's answer that is below {TOLERANCE:g}"
-            )
-    return Manifest(
-        stack=lowered.stack.name,
-        target=where[0],
-        layout=where[1],
-        signature=placement.signature,
-        models={step: model.name for model in placement.models for step in model.steps},
-        versions=_versions(),
-        files=checksums(repository),
-        notes=tuple(notes),
-    )
+        return ("no golden rows: nothing proves that it answers what the training libraries answered",)
+    notes = [
+        f"{step} differs from its training library by at most {value:.2g}" for step, value in parity.differences.items()
+    ]
+    if parity.edge.any():
+        notes.append(
+            f"{parity.edge.sum()} golden rows were left out: they lie on a split's edge, where a tree goes the "
+            f"other way for a difference in an earlier model's answer that is below {TOLERANCE:g}"
+        )
+    return tuple(notes)
 
 
 def _versions() -> dict[str, str]:

@@ -15,7 +15,7 @@ from tristage.columns import Column, Signature
 from tristage.errors import ExportError
 from tristage.export.onnx_graph import GraphBuilder
 from tristage.export.place import PlacedModel, Placement, Tensor
-from tristage.export.write import aside, check_place, write_models
+from tristage.export.repository import aside, check_place, write_models
 from tristage.manifest import Manifest, check_files, checksums, read_manifest, write_manifest
 
 SIGNATURE = Signature("s", 8, (Column("a", "float32"),), (Column("y", "float32"),))
