@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from tristage.terminal import console, out
+from tristage.terminal import console, out, stages
 
 __all__ = ["export", "inspect"]
 
@@ -40,15 +40,17 @@ def export(
     from tristage.export import export as run
     from tristage.export.stack_file import read_stack
 
-    with console.status("reading") as status:
+    declared = read_stack(stack)
+    # a stage for every step, then the training libraries, the comparison and the writing
+    with stages("export", len(declared.steps) + 3) as on_stage:
         made = run(
-            read_stack(stack),
+            declared,
             output,
             target=target,
             layout=layout,
             max_batch=max_batch,
             overwrite=overwrite,
-            on_stage=lambda stage: status.update(stage),
+            on_stage=on_stage,
         )
     differences = {} if made.parity is None else dict(made.parity.differences)
     compared = 0 if made.parity is None else int((~made.parity.edge).sum())

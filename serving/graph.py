@@ -43,11 +43,13 @@ class Tensor:
         name: its name.
         triton_type: as in config.pbtxt, such as "TYPE_FP32".
         dtype: numpy's; object for strings.
+        width: elements a row; 0 where the graph does not say.
     """
 
     name: str
     triton_type: str
     dtype: np.dtype[Any]
+    width: int
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,9 @@ class Graph:
             if array.dtype != tensor.dtype:
                 raise GraphError(f"input {tensor.name} must be {tensor.dtype}, not {array.dtype}")
             feed[tensor.name] = array
+        if feed and not any(map(len, feed.values())):
+            # ONNX Runtime's GRU ends the process when it is given no rows
+            return {tensor.name: np.empty((0, tensor.width), tensor.dtype) for tensor in self.outputs}
         try:
             answers = self.session.run(None, feed)
         except Exception as error:
@@ -121,7 +126,8 @@ def _tensor(argument: Any) -> Tensor:
     if argument.type not in _TYPES:
         raise GraphError(f"{argument.name} is a {argument.type}, which Triton has no type for")
     triton_type, dtype = _TYPES[argument.type]
-    return Tensor(argument.name, triton_type, np.dtype(dtype))
+    width = argument.shape[1] if len(argument.shape) == 2 and isinstance(argument.shape[1], int) else 0
+    return Tensor(argument.name, triton_type, np.dtype(dtype), width)
 
 
 def decode(array: NDArray[np.object_], name: str) -> NDArray[np.object_]:

@@ -27,6 +27,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # joins a docstring's lines
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (export, inspect, serve, verify, predict, loadtest):

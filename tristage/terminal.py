@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-__all__ = ["console", "out", "progress"]
+__all__ = ["console", "out", "progress", "stages"]
 
 console = Console(stderr=True, highlight=False)
 out = Console(highlight=False)
@@ -21,3 +24,19 @@ def progress() -> Progress:
         TimeElapsedColumn(),
         console=console,
     )
+
+
+@contextmanager
+def stages(what: str, total: int) -> Iterator[Callable[[str], None]]:
+    """A progress bar of `total` stages; call what it yields with a few words at the start of each."""
+    with progress() as bars:
+        task = bars.add_task(what, total=total)
+        begun = 0
+
+        def begin(stage: str) -> None:
+            nonlocal begun
+            bars.update(task, description=f"{what}: {stage}", completed=begun)
+            begun += 1
+
+        yield begin
+        bars.update(task, description=what, completed=total)

@@ -32,7 +32,7 @@ from tristage.export import Prepared, prepare, write
 from tristage.export.stack_file import read_stack
 from tristage.loadtest import Report, run_loadtest, write_report
 from tristage.serving import Server, serve
-from tristage.terminal import console, out, progress
+from tristage.terminal import console, out, progress, stages
 
 __all__ = ["LIMIT_MS", "main"]
 
@@ -113,19 +113,11 @@ def _served(repository: Path, cores: set[int]) -> Iterator[Server]:
 
 def _export(stack: Path, repository: Path) -> Prepared:
     declared = read_stack(stack)
-    with progress() as bars:
-        # a stage for every step, then the training libraries and the comparison
-        stages = len(declared.steps) + 2
-        task = bars.add_task("export", total=stages)
-        seen: list[str] = []
-
-        def on_stage(stage: str) -> None:
-            bars.update(task, description=f"export: {stage}", completed=len(seen))
-            seen.append(stage)
-
+    # a stage for every step, then the training libraries, the comparison and the writing
+    with stages("export", len(declared.steps) + 3) as on_stage:
         prepared = prepare(declared, on_stage=on_stage)
+        on_stage("writing")
         write(prepared, repository, overwrite=True)
-        bars.update(task, description="export", completed=stages)
     return prepared
 
 

@@ -38,13 +38,13 @@ class ForestConverter:
     """How one library's forests are recognised, read and converted.
 
     Attributes:
-        library: the library's name.
+        name: the library's name.
         suffixes: of its files.
         modules: top-level packages of its model classes.
         convert: (path or model, what it is called in messages) -> Forest.
     """
 
-    library: str
+    name: str
     suffixes: tuple[str, ...]
     modules: tuple[str, ...]
     convert: Callable[[Any, str], Forest]

@@ -124,13 +124,13 @@ def _converter(model: Any, what: str) -> ForestConverter:
         for converter in FORESTS:
             if model.suffix in converter.suffixes:
                 return converter
-        known = ", ".join(f"{'/'.join(converter.suffixes)} ({converter.library})" for converter in FORESTS)
+        known = ", ".join(f"{'/'.join(converter.suffixes)} ({converter.name})" for converter in FORESTS)
         raise ArtifactError(f"{what}: {model} is of no known kind of forest; known are {known}", path=model)
     packages = {cls.__module__.split(".")[0] for cls in type(model).__mro__}
     for converter in FORESTS:
         if packages.intersection(converter.modules):
             return converter
-    known = ", ".join(converter.library for converter in FORESTS)
+    known = ", ".join(converter.name for converter in FORESTS)
     raise ArtifactError(f"{what}: a {type(model).__name__} is no forest of a known library; known are {known}")
 
 

@@ -84,4 +84,4 @@ def _booster(artifact: Any, what: str) -> Any:
         raise ArtifactError(f"{what}: the {type(artifact).__name__} is not fitted; call fit first") from error
 
 
-XGBOOST = ForestConverter(library="XGBoost", suffixes=(".ubj", ".json"), modules=("xgboost",), convert=convert)
+XGBOOST = ForestConverter(name="XGBoost", suffixes=(".ubj", ".json"), modules=("xgboost",), convert=convert)

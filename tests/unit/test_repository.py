@@ -173,9 +173,9 @@ _WRITE = """
     from pathlib import Path
     from tristage.errors import ExportError
     {before}
-    import test_write
+    import test_repository
     try:
-        test_write.export(Path({path!r}), 4_000_000)
+        test_repository.export(Path({path!r}), 4_000_000)
     except ExportError as error:
         print("ExportError:", error)
 """

@@ -170,6 +170,31 @@ def test_requests_of_different_widths_are_answered_one_by_one(graph: Graph) -> N
     assert isinstance(answers[1], GraphError)
 
 
+def test_a_recurrent_net_outlives_a_request_of_no_rows(tmp_path: Path) -> None:
+    weights = [("w", [1, 9, 2]), ("r", [1, 9, 3])]
+    recurrent = Graph.open(
+        save(
+            tmp_path / "gru.onnx",
+            [
+                helper.make_node("Unsqueeze", ["x", "first"], ["steps"]),
+                helper.make_node("GRU", ["steps", "w", "r"], ["", "last"], hidden_size=3),
+                helper.make_node("Squeeze", ["last", "first"], ["y"]),
+            ],
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])],
+            [helper.make_tensor("first", TensorProto.INT64, [1], [0])]
+            + [
+                helper.make_tensor(name, TensorProto.FLOAT, shape, [0.1] * int(np.prod(shape)))
+                for name, shape in weights
+            ],
+        )
+    )
+    assert recurrent.run({"x": np.ones((2, 2), np.float32)})["y"].shape == (2, 3)
+    empty = recurrent.run({"x": np.ones((0, 2), np.float32)})["y"]
+    assert empty.shape == (0, 3)
+    assert empty.dtype == np.float32
+
+
 def test_no_requests_give_no_answers(graph: Graph) -> None:
     assert evaluate(graph, []) == []
 

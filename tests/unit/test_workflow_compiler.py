@@ -539,11 +539,6 @@ class TestSelection:
         with pytest.raises(ArtifactError, match=r"ListSlice.*ids"):
             serve(workflow, {"ids": ListInput(2)})
 
-    def test_list_slice_from_the_end(self) -> None:
-        workflow = fit(["ids"] >> ops.ListSlice(-2), self.LISTS)
-        with pytest.raises(ArtifactError, match=r"ListSlice counts from the end of ids"):
-            serve(workflow, {"ids": ListInput(4)})
-
     def test_rename(self) -> None:
         nodes = (
             (["x64"] >> ops.Rename(name="first"))
