@@ -66,7 +66,7 @@ def main() -> None:
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     warnings.simplefilter("ignore", ListTruncated)
     trained = train()
-    prepared = prepare(read_stack(trained.folder / "stack.yaml"))
+    prepared = prepare(read_stack(trained.folder / "stack.yaml"), trust=True)
     rows = pq.read_table(trained.folder / "test_rows.parquet")
     with tempfile.TemporaryDirectory() as folder:
         reports = {layout: measure(prepared, rows, layout, Path(folder)) for layout in LAYOUTS}

@@ -86,6 +86,7 @@ def export(
     layout: str = "ensemble",
     max_batch: int = 1024,
     overwrite: bool = False,
+    trust: bool = False,
     on_stage: Callable[[str], None] = lambda _: None,
 ) -> Exported:
     """Write a stack as a Triton model repository: `prepare`, then `write`.
@@ -101,6 +102,7 @@ def export(
             all steps in one model, which answers small requests sooner.
         max_batch: rows that one request may hold; clients split what is larger.
         overwrite: replace a repository that is there, in one step.
+        trust: whether saved workflows may be read, which runs what their pickle says; one in memory needs no trust.
         on_stage: called with a few words before each stage.
 
     Raises:
@@ -111,7 +113,7 @@ def export(
     """
     _check_layout(layout)
     check_place(Path(path), overwrite)  # now, not after minutes of converting
-    prepared = prepare(stack, target=target, max_batch=max_batch, on_stage=on_stage)
+    prepared = prepare(stack, target=target, max_batch=max_batch, trust=trust, on_stage=on_stage)
     on_stage("writing")
     return write(prepared, path, layout=layout, overwrite=overwrite)
 
@@ -121,6 +123,7 @@ def prepare(
     *,
     target: str = "pip-cpu",
     max_batch: int = 1024,
+    trust: bool = False,
     on_stage: Callable[[str], None] = lambda _: None,
 ) -> Prepared:
     """Convert a stack and compare it with its training libraries; arguments and errors are those of `export`."""
@@ -129,7 +132,8 @@ def prepare(
     if max_batch < 1:
         raise StackError(f"max_batch is {max_batch}; a request holds at least one row")
     table = None if stack.golden is None else read_golden_rows(stack.golden)
-    lowered = lower(stack, {} if table is None else golden_columns(table), lambda step: on_stage(f"converting {step}"))
+    columns = {} if table is None else golden_columns(table)
+    lowered = lower(stack, columns, lambda step: on_stage(f"converting {step}"), trust=trust)
     placement = _nullable(place(lowered, max_batch))
     if table is None:
         for model in placement.models:

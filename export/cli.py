@@ -27,6 +27,9 @@ def export(
     ] = "ensemble",
     max_batch: Annotated[int, typer.Option(help="Rows that one request may hold.")] = 1024,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a repository that is there.")] = False,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Read saved NVTabular workflows, which are pickles: reading one runs it.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
 ) -> None:
     """Turn trained artifacts into a Triton model repository.
@@ -50,6 +53,7 @@ def export(
             layout=layout,
             max_batch=max_batch,
             overwrite=overwrite,
+            trust=trust,
             on_stage=on_stage,
         )
     differences = {} if made.parity is None else dict(made.parity.differences)

@@ -96,7 +96,13 @@ class LoweredStack:
     outputs: Mapping[str, Source]
 
 
-def lower(stack: Stack, golden: Mapping[str, Column], on_step: Callable[[str], None] = lambda _: None) -> LoweredStack:
+def lower(
+    stack: Stack,
+    golden: Mapping[str, Column],
+    on_step: Callable[[str], None] = lambda _: None,
+    *,
+    trust: bool = False,
+) -> LoweredStack:
     """Read and convert every artifact of a stack.
 
     Args:
@@ -104,12 +110,13 @@ def lower(stack: Stack, golden: Mapping[str, Column], on_step: Callable[[str], N
         golden: the columns of its golden rows, which say which raw columns hold nulls, and the types of raw columns
             that no workflow reads.
         on_step: called with a step's name before it is lowered.
+        trust: whether saved workflows may be read, which runs what their pickle says.
 
     Raises:
         StackError: a step reads a column that nobody makes, or a wrong number of them.
         ArtifactError: an artifact cannot be read or converted.
     """
-    _find_artifacts(stack)
+    _find_artifacts(stack, trust)
     steps: dict[str, LoweredStep] = {}
     raw: dict[str, Column] = {}
     for name in stack.order():
@@ -135,7 +142,7 @@ def lower(stack: Stack, golden: Mapping[str, Column], on_step: Callable[[str], N
     return LoweredStack(stack, tuple(steps.values()), outputs)
 
 
-def _find_artifacts(stack: Stack) -> None:
+def _find_artifacts(stack: Stack, trust: bool) -> None:
     """Look for every file first: a missing one is said at once, not after the others have been converted."""
     for name, step in stack.steps.items():
         match step:
@@ -143,6 +150,12 @@ def _find_artifacts(stack: Stack) -> None:
                 if isinstance(artifact, (str, Path)) and not (Path(artifact) / "workflow.pkl").is_file():
                     raise ArtifactError(
                         f"step {name}: {artifact} is no folder that Workflow.save wrote (it has no workflow.pkl)",
+                        path=Path(artifact),
+                    )
+                if isinstance(artifact, (str, Path)) and not trust:
+                    raise ArtifactError(
+                        f"step {name}: reading {artifact} runs whatever its pickle says (NVTabular saves workflows "
+                        "so); if you trust who wrote it, say so with --trust, or trust=True in Python",
                         path=Path(artifact),
                     )
             case ForestStep(forest=artifact):

@@ -22,8 +22,8 @@ app = typer.Typer(
     name="tristage",
     help="Turn a trained, stacked recommender into an NVIDIA Triton ensemble, prove that it answers what the training "
     "libraries answered, serve it, and measure what an example costs.",
-    epilog="A first run: tristage export stack.yaml -o model_repository; tristage serve model_repository --cores 0; "
-    "and in another terminal: tristage verify model_repository; tristage loadtest",
+    epilog="A first run: tristage export stack.yaml -o model_repository --trust; tristage serve model_repository "
+    "--cores 0; and in another terminal: tristage verify model_repository; tristage loadtest",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

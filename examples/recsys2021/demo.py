@@ -115,7 +115,7 @@ def _export(stack: Path, repository: Path) -> Prepared:
     declared = read_stack(stack)
     # a stage for every step, then the training libraries, the comparison and the writing
     with stages("export", len(declared.steps) + 3) as on_stage:
-        prepared = prepare(declared, on_stage=on_stage)
+        prepared = prepare(declared, trust=True, on_stage=on_stage)
         on_stage("writing")
         write(prepared, repository, overwrite=True)
     return prepared

@@ -182,7 +182,7 @@ def test_rows_that_do_not_fit_get_one_clear_line(
 def test_the_fused_layout_answers_the_same_in_one_model(
     tiny_stack: Path, tiny_repository: Path, tmp_path: Path, cli: Callable[..., Any]
 ) -> None:
-    done = cli("export", tiny_stack / "stack.yaml", "-o", tmp_path / "fused", "--layout", "fused")
+    done = cli("export", "--trust", tiny_stack / "stack.yaml", "-o", tmp_path / "fused", "--layout", "fused")
     assert done.code == 0, done.err
     fused = tmp_path / "fused"
     assert set(read_manifest(fused).models.values()) == {"tiny_fused"}
@@ -198,7 +198,7 @@ def test_the_fused_layout_answers_the_same_in_one_model(
 def test_exporting_twice_gives_the_same_bytes(
     tiny_stack: Path, tiny_repository: Path, tmp_path: Path, cli: Callable[..., Any]
 ) -> None:
-    done = cli("export", tiny_stack / "stack.yaml", "-o", tmp_path / "again")
+    done = cli("export", "--trust", tiny_stack / "stack.yaml", "-o", tmp_path / "again")
     assert done.code == 0, done.err
     assert _digests(tmp_path / "again") == _digests(tiny_repository)
 
@@ -221,11 +221,11 @@ def test_a_repository_is_not_overwritten_unasked(
     mine = shutil.copytree(tiny_repository, tmp_path / "mine")
     (mine / "README.md").write_text("my own words\n")
     before = _digests(mine)
-    done = cli("export", tiny_stack / "stack.yaml", "-o", mine)
+    done = cli("export", "--trust", tiny_stack / "stack.yaml", "-o", mine)
     assert done.code == 2
     assert "--overwrite" in done.err
     assert _digests(mine) == before
-    done = cli("export", tiny_stack / "stack.yaml", "-o", mine, "--overwrite")
+    done = cli("export", "--trust", tiny_stack / "stack.yaml", "-o", mine, "--overwrite")
     assert done.code == 0, done.err
     assert _digests(mine) == before
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
@@ -259,12 +259,22 @@ def test_a_stack_that_cannot_be_gets_one_clear_line(
     (stack / "stack.yaml").write_text(text.replace(old, new), encoding="utf-8")
     mine = shutil.copytree(tiny_repository, tmp_path / "mine")
     before = _digests(mine)
-    done = cli("export", stack / "stack.yaml", "-o", mine, "--overwrite")
+    done = cli("export", "--trust", stack / "stack.yaml", "-o", mine, "--overwrite")
     assert done.code == 2
     assert words in done.err
     assert "Traceback" not in done.err
     assert _digests(mine) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "stack"]
+
+
+def test_a_saved_workflow_is_read_only_when_it_is_trusted(
+    tiny_stack: Path, tmp_path: Path, cli: Callable[..., Any]
+) -> None:
+    done = cli("export", tiny_stack / "stack.yaml", "-o", tmp_path / "repository")
+    assert done.code == 2
+    assert "--trust" in done.err
+    assert str(tiny_stack / "workflow") in done.err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_loses_nothing(tiny_stack: Path, tiny_repository: Path, tmp_path: Path) -> None:
@@ -280,7 +290,7 @@ def test_a_full_disk_loses_nothing(tiny_stack: Path, tiny_repository: Path, tmp_
         "def full(*arguments):\n"
         "    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); write(*arguments)\n"
         "whole.write_models = full\n"
-        "try: export(read_stack(Path(sys.argv[1])), sys.argv[2], overwrite=True)\n"
+        "try: export(read_stack(Path(sys.argv[1])), sys.argv[2], overwrite=True, trust=True)\n"
         "except ExportError as error: print(error)\n"
     )
     done = subprocess.run(

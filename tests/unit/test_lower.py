@@ -405,6 +405,8 @@ class TestExport:
             lower(Stack("s", {"features": WorkflowStep(tmp_path / "gone")}, outputs), {})
         (tmp_path / "workflow.pkl").write_bytes(b"garbage")
         with pytest.raises(ArtifactError, match=r"step features: NVTabular 23\.0?8\.0+ cannot load"):
+            lower(Stack("s", {"features": WorkflowStep(tmp_path)}, outputs), {}, trust=True)
+        with pytest.raises(ArtifactError, match=r"step features: .*pickle.*--trust"):
             lower(Stack("s", {"features": WorkflowStep(tmp_path)}, outputs), {})
         with pytest.raises(ArtifactError, match=r"step features: a dict is no nvtabular\.Workflow"):
             lower(Stack("s", {"features": WorkflowStep({})}, outputs), {})
@@ -412,7 +414,7 @@ class TestExport:
         with pytest.raises(ArtifactError, match=r"step features: .*not fitted"):
             lower(Stack("s", {"features": WorkflowStep(unfitted)}, outputs), {})
         workflow.save(str(tmp_path / "saved"))
-        made = lower(Stack("s", {"features": WorkflowStep(tmp_path / "saved")}, outputs, (), lists), {})
+        made = lower(Stack("s", {"features": WorkflowStep(tmp_path / "saved")}, outputs, (), lists), {}, trust=True)
         assert made.outputs["z"].column.dtype == "float64"
 
 
