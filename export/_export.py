@@ -131,7 +131,7 @@ def prepare(
         raise StackError(f"there is no target {target}; choose one of {', '.join(TARGETS)}")
     if max_batch < 1:
         raise StackError(f"max_batch is {max_batch}; a request holds at least one row")
-    table = None if stack.golden is None else read_golden_rows(stack.golden)
+    table = None if stack.golden is None else read_golden_rows(Path(stack.golden))
     columns = {} if table is None else golden_columns(table)
     lowered = lower(stack, columns, lambda step: on_stage(f"converting {step}"), trust=trust)
     placement = _nullable(place(lowered, max_batch))

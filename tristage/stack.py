@@ -129,7 +129,7 @@ class Stack:
     outputs: Mapping[str, str]
     targets: tuple[str, ...] = ()
     inputs: Mapping[str, ListInput] = field(default_factory=dict)
-    golden: Path | None = None
+    golden: Path | str | None = None
 
     def __post_init__(self) -> None:
         for attribute in ("steps", "outputs", "inputs"):

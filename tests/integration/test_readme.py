@@ -1,4 +1,4 @@
-"""What the README tells a newcomer to write works as it stands there."""
+"""What the README and the docs tell a newcomer to write works as it stands there."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import pytest
 from tristage.export.stack_file import read_stack
 from tristage.stack import ForestStep, NetStep, WorkflowStep
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def _block(language: str, words: str) -> str:
-    blocks = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def _block(language: str, words: str, text: str = README) -> str:
+    blocks = re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
     (found,) = [block for block in blocks if words in block]
     return str(found)
 
@@ -56,5 +57,17 @@ rows = rows[["user", "language", "verified"]]
     (tmp_path / "example.py").write_text(f"{before}\n{example}\n{after}", encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True, timeout=180, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_the_custom_operator_is_compiled(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "custom_operators.md").read_text(encoding="utf-8")
+    (tmp_path / "token_counts.py").write_text(_block("python", "# token_counts.py", text), encoding="utf-8")
+    (tmp_path / "example.py").write_text(_block("python", 'name="counted"', text), encoding="utf-8")
+    script = "import sys; sys.path.insert(0, ''); import runpy; runpy.run_path('example.py')"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=180, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
