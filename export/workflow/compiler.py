@@ -13,8 +13,17 @@ from tristage.errors import ArtifactError, StackError
 from tristage.export.onnx_graph import GraphBuilder
 
 # each registers its lowerings
-from tristage.export.workflow import keys, lambdas, numeric, selection  # noqa: F401
-from tristage.export.workflow.registry import LOWERINGS, Node, lowering_of
+from tristage.export.workflow import (  # noqa: F401
+    casts,
+    external,
+    keys,
+    lambdas,
+    numeric,
+    selection,
+    slices,
+)
+from tristage.export.workflow.refusals import refusal_of
+from tristage.export.workflow.registry import LOWERINGS, Node, lowering_of, lowers
 from tristage.export.workflow.values import NotCompilable, Value
 from tristage.stack import ListInput
 
@@ -132,6 +141,14 @@ def compile_workflow(workflow: Any, raw: Sequence[Column]) -> CompiledWorkflow:
     return CompiledWorkflow(tuple(raw), outputs, graph, {name: values[name] for name in names})
 
 
+@lowers("merlin.dag.ops.subgraph.Subgraph")
+def _subgraph(node: Node, graph: GraphBuilder) -> dict[str, Value]:
+    """A graph within the graph reads the columns that reach it."""
+    if node.op.loop_until is not None:
+        raise NotCompilable(f"Subgraph {node.op.name} is repeated until its loop_until says so; unroll it")
+    return _lower(node.op.graph.output_node, node.columns, graph, {})
+
+
 def _source(graph: GraphBuilder, column: Column) -> Value:
     tensor = graph.input(column.name, column.wire_dtype, column.width)
     if column.length is None:
@@ -169,6 +186,9 @@ def _lower(
             columns[name] = sources[name]
     lowering = lowering_of(node.op)
     if lowering is None:
+        reason = refusal_of(node.op)
+        if reason is not None:
+            raise NotCompilable(reason)
         known = ", ".join(sorted({name.rsplit(".", 1)[1] for name in LOWERINGS}))
         raise NotCompilable(f"operator {type(node.op).__name__} has no lowering (there are ones for {known})")
     made = lowering(Node(node.op, node.input_columns.resolve(node.input_schema), columns), graph)

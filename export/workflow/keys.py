@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from tristage.columns import NULL_STRING
 from tristage.errors import ArtifactError
 from tristage.export.onnx_graph import GraphBuilder
+from tristage.export.workflow.refusals import HASHES_ROW_NUMBERS
 from tristage.export.workflow.registry import Node, lowers
 from tristage.export.workflow.values import NotCompilable, Value, materialise
 
-__all__: list[str] = []
+__all__ = ["gather", "keys_of", "row_number"]
 
 PADDING, NULL, OUT_OF_VOCABULARY = 0, 1, 2
 # what nulls and fractions of a numeric key become; ids are never these
@@ -31,15 +32,18 @@ _EXACT = 2.0**62
 
 @lowers("nvtabular.ops.categorify.Categorify")
 def categorify(node: Node, graph: GraphBuilder) -> dict[str, Value]:
-    """Codes of NVTabular 23.8: 0 padding, 1 null, 2 out of vocabulary or too rare, 3 and up the fitted categories."""
+    """Codes of NVTabular 23.8: 0 padding, 1 null, 2 out of vocabulary or too rare, 3 and up the fitted categories.
+
+    With `single_table` a column's codes follow the one's before it, and NVTabular gives a null the code of the column's
+    first category, and what is out of vocabulary the code after that: so it was in training, and so it is served.
+    """
     op = node.op
     for fault, reason in (
-        (op.num_buckets, "num_buckets hashes unseen categories with pandas"),
-        (op.single_table, "single_table shifts every column's codes"),
-        (op.search_sorted, "search_sorted is for a GPU"),
+        (op.num_buckets, f"num_buckets hashes unseen categories: {HASHES_ROW_NUMBERS}; leave num_buckets out"),
+        (op.search_sorted, "search_sorted is for a GPU, and not compiled"),
     ):
         if fault:
-            raise NotCompilable(f"Categorify({', '.join(node.names)}): {reason}, which is not compiled")
+            raise NotCompilable(f"Categorify({', '.join(node.names)}): {reason}")
     made = {}
     combo = op.encode_type == "combo"
     outputs = op.column_mapping(node.selector) if combo else {name: [name] for name in node.names}
@@ -50,13 +54,14 @@ def categorify(node: Node, graph: GraphBuilder) -> dict[str, Value]:
         if len(codes) and codes[0] < OUT_OF_VOCABULARY + 1:
             codes = codes + OUT_OF_VOCABULARY + 1
         columns = [node.columns[key] for key in keys]
-        keyed = [_keys(table[key if combo else stored]) for key in keys]
+        keyed = [keys_of(table[key if combo else stored]) for key in keys]
         if columns[0].length is not None and columns[0].raw_pad in keyed[0]:
             raise NotCompilable(
                 f"Categorify of {name}: the pad {columns[0].raw_pad!r} that fills its lists up is a fitted category "
                 f"too; declare another: inputs: {{{name}: {{pad: ...}}}}"
             )
-        code = _row_number(graph, columns, keyed, codes, default=OUT_OF_VOCABULARY, null=NULL)
+        null = int(codes[0]) if op.single_table and len(codes) else NULL
+        code = row_number(graph, columns, keyed, codes, default=null + OUT_OF_VOCABULARY - NULL, null=null)
         dtype = np.dtype(op.output_dtype).name
         first = columns[0]
         made[name] = Value(
@@ -101,11 +106,11 @@ def target_encoding(node: Node, graph: GraphBuilder) -> dict[str, Value]:
         if op.out_dtype is not None:
             statistics = statistics.astype(op.out_dtype)
         columns = [node.columns[key] for key in group]
-        row = _row_number(
-            graph, columns, [_keys(table[key]) for key in group], np.arange(len(table)), default=len(table)
+        row = row_number(
+            graph, columns, [keys_of(table[key]) for key in group], np.arange(len(table)), default=len(table)
         )
         names = [f"TE_{tag}_{target}" for target in op.target_columns]
-        made.update(_gather(graph, row, statistics.astype(dtype), names))
+        made.update(gather(graph, row, statistics.astype(dtype), names))
     return made
 
 
@@ -123,8 +128,8 @@ def join_groupby(node: Node, graph: GraphBuilder) -> dict[str, Value]:
         if not {name for name, keys in outputs.items() if tuple(keys[-len(group) :]) == group} <= set(names):
             raise _overwritten("JoinGroupby", group, table)
         columns = [node.columns[key] for key in group]
-        row = _row_number(
-            graph, columns, [_keys(table[key]) for key in group], np.arange(len(table)), default=len(table)
+        row = row_number(
+            graph, columns, [keys_of(table[key]) for key in group], np.arange(len(table)), default=len(table)
         )
         by_dtype: dict[str, list[str]] = {}
         for name in names:
@@ -134,7 +139,7 @@ def join_groupby(node: Node, graph: GraphBuilder) -> dict[str, Value]:
             statistics = np.stack(
                 [np.append(table[name].to_numpy(dtype), np.array(unseen, dtype)) for name in same], axis=1
             )
-            made.update(_gather(graph, row, statistics, [name for name in same if name not in made]))
+            made.update(gather(graph, row, statistics, [name for name in same if name not in made]))
     return made
 
 
@@ -158,16 +163,23 @@ def _filled(series: Any, mean: float) -> NDArray[np.float64]:
     return np.asarray(series.fillna(mean), np.float64)
 
 
-def _gather(graph: GraphBuilder, row: str, statistics: NDArray[Any], names: Sequence[str]) -> dict[str, Value]:
+def gather(graph: GraphBuilder, row: str, statistics: NDArray[Any], names: Sequence[str]) -> dict[str, Value]:
     """Columns of a [keys + 1, statistics] table, read by row number."""
     flat = graph.add("Squeeze", row, graph.constant(np.array([1], np.int64)))
+    if statistics.dtype == object:
+        # ONNX Runtime copies one text of every row it gathers, and leaves the others empty
+        columns = (graph.constant(statistics[:, part : part + 1]) for part in range(len(names)))
+        return {
+            name: Value(graph.add("Gather", column, flat, axis=0), "string")
+            for name, column in zip(names, columns, strict=True)
+        }
     tensor = graph.add("Gather", graph.constant(statistics), flat, axis=0)
     width = statistics.shape[1]
     dtype = statistics.dtype.name
     return {name: Value(tensor, dtype, part=part, width=width) for part, name in enumerate(names)}
 
 
-def _row_number(
+def row_number(
     graph: GraphBuilder,
     columns: Sequence[Value],
     keys: Sequence[list[Any]],
@@ -222,9 +234,8 @@ def _encode(graph: GraphBuilder, column: Value, labels: dict[Any, int], default:
     if column.dtype == "string":
         if any(not isinstance(key, str) for key in labels if key is not None):
             raise NotCompilable("a text column whose fitted categories are not texts")
-        return graph.label_encode(
-            tensor, {NULL_STRING if key is None else key: row for key, row in labels.items()}, default
-        )
+        texts = {NULL_STRING if key is None else key: row for key, row in labels.items()}
+        return graph.label_encode(tensor, texts or {NULL_STRING: default}, default)
     whole: dict[int, int] = {}
     for key, row in labels.items():
         if key is None:
@@ -251,7 +262,8 @@ def _whole(graph: GraphBuilder, tensor: str, dtype: str) -> str:
     return graph.add("Where", null, graph.scalar(_NULL_KEY, "int64"), number)
 
 
-def _keys(series: Any) -> list[Any]:
+def keys_of(series: Any) -> list[Any]:
+    """A fitted table's key column; None for a null."""
     return [None if null else key for key, null in zip(series.tolist(), series.isna().tolist(), strict=True)]
 
 

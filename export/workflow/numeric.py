@@ -7,6 +7,7 @@ where ONNX Runtime's operation is (all but the logarithm are).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,14 @@ def fill_median(node: Node, graph: GraphBuilder) -> dict[str, Value]:
 def _fill(node: Node, graph: GraphBuilder, fills: Mapping[str, Any]) -> dict[str, Value]:
     made = {}
     for name in node.names:
-        value = _scalar(node, name)
+        value = node.columns[name]
+        if value.length is not None:
+            # pandas looks for nulls among lists, and not within them
+            made[name] = value
+            if node.op.add_binary_cols:
+                any_row = graph.columns(value.valid or value.tensor, [0], value.length)
+                made[f"{name}_filled"] = Value(graph.add("And", any_row, graph.scalar(False, "bool")), "bool")
+            continue
         tensor = materialise(graph, value)
         null = graph.is_null(tensor, value.dtype)
         fill = fills[name]
@@ -56,17 +64,22 @@ def _fill(node: Node, graph: GraphBuilder, fills: Mapping[str, Any]) -> dict[str
 
 @lowers("nvtabular.ops.normalize.Normalize")
 def normalize(node: Node, graph: GraphBuilder) -> dict[str, Value]:
-    """(x - mean) / std with the fitted mean and std; x - mean where std is 0."""
+    """(x - mean) / std with the fitted mean and std; x - mean where std is 0. Of lists, of every element."""
     made = {}
     for name in node.names:
-        value = _scalar(node, name)
+        value = _number(node, name)
+        if value.length is not None and value.raw_pad == 0:
+            raise NotCompilable(
+                f"Normalize of {name}: the pad 0 that fills its lists up may well be an element too, which would stay "
+                f"as it is; declare a pad that no list holds: inputs: {{{name}: {{pad: ...}}}}"
+            )
         dtype = _float(value.dtype)
         tensor = graph.cast(materialise(graph, value), value.dtype, dtype)
         centred = graph.add("Sub", tensor, graph.scalar(node.op.means[name], dtype))
         if node.op.stds[name] > 0:
             centred = graph.add("Div", centred, graph.scalar(node.op.stds[name], dtype))
         to = np.dtype(node.op.output_dtype).name
-        made[name] = Value(graph.cast(centred, dtype, to), to)
+        made[name] = _like(value, graph.cast(centred, dtype, to), to)
     return made
 
 
@@ -91,14 +104,17 @@ def normalize_min_max(node: Node, graph: GraphBuilder) -> dict[str, Value]:
 
 @lowers("nvtabular.ops.logop.LogOp")
 def log(node: Node, graph: GraphBuilder) -> dict[str, Value]:
-    """log(x + 1) in float32; taken in float64 and rounded, it is within one unit in the last place of NumPy's."""
+    """log(x + 1) in float32; taken in float64 and rounded, it is within one unit in the last place of NumPy's.
+
+    Of lists, of every element.
+    """
     made = {}
     for name in node.names:
-        value = _scalar(node, name)
+        value = _number(node, name)
         tensor = graph.cast(materialise(graph, value), value.dtype, "float32")
         plus_one = graph.add("Add", tensor, graph.scalar(1, "float32"))
         wide = graph.add("Log", graph.cast(plus_one, "float32", "float64"))
-        made[name] = Value(graph.cast(wide, "float64", "float32"), "float32")
+        made[name] = _like(value, graph.cast(wide, "float64", "float32"), "float32")
     return made
 
 
@@ -151,10 +167,22 @@ def _float(dtype: str) -> str:
 
 
 def _scalar(node: Node, name: str) -> Value:
-    value = node.columns[name]
+    value = _number(node, name)
     if value.length is not None:
-        raise NotCompilable(f"{_op(node)} reads the list column {name}; it is compiled for scalar columns only")
+        raise NotCompilable(f"{_op(node)} reads the list column {name}, which NVTabular 23.8 fails on too")
     return value
+
+
+def _number(node: Node, name: str) -> Value:
+    value = node.columns[name]
+    if value.dtype == "string":
+        raise NotCompilable(f"{_op(node)} reads {name}, which holds text; turn it into numbers with Categorify")
+    return value
+
+
+def _like(value: Value, tensor: str, dtype: str) -> Value:
+    """What became of a column, element by element: of a list, the padding stays what it was."""
+    return replace(value, tensor=tensor, dtype=dtype, part=None, width=value.length or 1)
 
 
 def _op(node: Node) -> str:

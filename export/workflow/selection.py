@@ -1,12 +1,10 @@
-"""Operators that choose, name and cut columns."""
+"""Operators that choose, name and describe columns, and change no value."""
 
 from __future__ import annotations
 
-import numpy as np
-
 from tristage.export.onnx_graph import GraphBuilder
 from tristage.export.workflow.registry import Node, lowers
-from tristage.export.workflow.values import NotCompilable, Value
+from tristage.export.workflow.values import Value
 
 __all__: list[str] = []
 
@@ -15,7 +13,14 @@ __all__: list[str] = []
     "merlin.dag.ops.selection.SelectionOp",
     "merlin.dag.ops.concat_columns.ConcatColumns",
     "merlin.dag.ops.subset_columns.SubsetColumns",
-    "merlin.dag.ops.grouping.Grouping",
+    "merlin.dag.ops.grouping.GroupingOp",
+    "merlin.dag.ops.add_metadata.AddMetadata",
+    "merlin.dag.ops.add_metadata.AddTags",
+    "merlin.dag.ops.add_metadata.AddProperties",
+    "merlin.dag.ops.add_metadata.TagAsUserID",
+    "merlin.dag.ops.add_metadata.TagAsItemID",
+    "merlin.dag.ops.add_metadata.TagAsUserFeatures",
+    "merlin.dag.ops.add_metadata.TagAsItemFeatures",
     "nvtabular.ops.add_metadata.AddMetadata",
     "nvtabular.ops.add_metadata.AddTags",
     "nvtabular.ops.add_metadata.AddProperties",
@@ -23,6 +28,7 @@ __all__: list[str] = []
     "nvtabular.ops.add_metadata.TagAsItemID",
     "nvtabular.ops.add_metadata.TagAsUserFeatures",
     "nvtabular.ops.add_metadata.TagAsItemFeatures",
+    "nvtabular.ops.value_counts.ValueCount",
 )
 def select(node: Node, graph: GraphBuilder) -> dict[str, Value]:
     """Pass the selected columns on."""
@@ -39,37 +45,3 @@ def subtract(node: Node, graph: GraphBuilder) -> dict[str, Value]:
 def rename(node: Node, graph: GraphBuilder) -> dict[str, Value]:
     """The same columns under other names."""
     return {new: node.columns[old] for new, (old,) in node.op.column_mapping(node.selector).items()}
-
-
-@lowers("nvtabular.ops.list_slice.ListSlice")
-def list_slice(node: Node, graph: GraphBuilder) -> dict[str, Value]:
-    """The elements `start` to `end` of each list.
-
-    NVTabular 23.8 does not pad NumPy-backed lists on a CPU whatever `pad` says; a served list is always padded to its
-    declared length, with `pad_value` where the operator has `pad`.
-    """
-    made = {}
-    for name in node.names:
-        value = node.columns[name]
-        if value.length is None or value.valid is None:
-            raise NotCompilable(f"ListSlice reads {name}, which is not a list column")
-        if node.op.start < 0 or node.op.end < 0:
-            raise NotCompilable(f"ListSlice counts from the end of {name}; only slices from the front are compiled")
-        kept = range(int(node.op.start), min(int(node.op.end), value.length))
-        if not kept:
-            raise NotCompilable(
-                f"ListSlice takes the elements {node.op.start} to {node.op.end} of {name}, of which no list of at most "
-                f"{value.length} has any; declare a larger max_length"
-            )
-        made[name] = Value(
-            tensor=graph.columns(value.tensor, kept, value.length),
-            dtype=value.dtype,
-            length=len(kept),
-            valid=graph.columns(value.valid, kept, value.length),
-            pad=np.dtype(value.dtype).type(node.op.pad_value).item()
-            if node.op.pad and value.dtype != "string"
-            else value.pad,
-            width=len(kept),
-            raw_pad=value.raw_pad,
-        )
-    return made

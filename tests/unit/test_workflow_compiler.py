@@ -396,12 +396,6 @@ class TestNumbers:
         for name, answers in _served_numbers()(frame).items():
             np.testing.assert_array_equal(answers[:, 0], expected[name].to_numpy(), err_msg=name)
 
-    @pytest.mark.parametrize("op", [ops.FillMissing(), ops.Normalize(), ops.LogOp()])
-    def test_lists_are_refused_by_name(self, op: Any) -> None:
-        frame = pd.DataFrame({"numbers": [[1.0, 2.0], [3.0]]})
-        with pytest.raises(ArtifactError, match=rf"{type(op).__name__} reads the list column numbers"):
-            serve(fit(["numbers"] >> op, frame), {"numbers": ListInput(2)})
-
 
 _KEPT: dict[str, Any] = {}
 
@@ -661,7 +655,6 @@ class TestRegistry:
             (lambda: ["id"] >> ops.Filter(lambda frame: frame[frame["id"] > 0]), "Filter"),
             (lambda: [["u", "v"]] >> ops.HashedCross(4), "HashedCross"),
             (lambda: ["word"] >> ops.Categorify(num_buckets=3, max_size=6), r"Categorify\(word\): num_buckets"),
-            (lambda: ["word"] >> ops.Categorify(single_table=True), r"Categorify\(word\): single_table"),
         ],
     )
     def test_not_compilable(self, nodes: Any, named: str) -> None:

@@ -1,0 +1,91 @@
+"""Columns of another table, joined by key."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tristage.columns import NULL_STRING
+from tristage.export.onnx_graph import GraphBuilder
+from tristage.export.workflow.keys import gather, keys_of, row_number
+from tristage.export.workflow.registry import Node, lowers
+from tristage.export.workflow.values import NotCompilable, Value
+
+__all__: list[str] = []
+
+_EXACT_IN_FLOAT64 = 2**53
+
+
+@lowers("nvtabular.ops.join_external.JoinExternal")
+def join_external(node: Node, graph: GraphBuilder) -> dict[str, Value]:
+    """The row of the external table that has a row's key; nulls where none has it. Null keys match each other.
+
+    Whole numbers become float64, as in pandas wherever a key of the data frame is not in the table.
+    """
+    op = node.op
+    if op.how != "left":
+        raise NotCompilable(
+            f'JoinExternal(how="{op.how}") leaves out rows whose key is not in the table, and every served row needs '
+            'an answer; use how="left"'
+        )
+    left, right = _names(op.on), _names(op.on_ext)
+    what = f"JoinExternal on {', '.join(left)}"
+    table = _table(op)
+    lost = [name for name in right if name not in table.columns]
+    if lost:
+        raise NotCompilable(f"{what}: columns_ext lacks the key {', '.join(lost)}, and NVTabular fails; add it")
+    shared = {name for name, other in zip(left, right, strict=True) if name == other}
+    twice = [name for name in table.columns if name in node.columns and name not in shared]
+    if twice:
+        raise NotCompilable(f"{what}: {', '.join(twice)} is in both tables; choose others with columns_ext or Rename")
+    keys = [keys_of(table[name]) for name in right]
+    seen: set[tuple[Any, ...]] = set()
+    for key in zip(*keys, strict=True):
+        if key in seen:
+            raise NotCompilable(
+                f"{what}: several rows of the table have the key {', '.join(map(repr, key))}, which makes several rows "
+                "of one; keep one row for every key"
+            )
+        seen.add(key)
+    columns = [node.columns[name] for name in left]
+    if any(column.length is not None for column in columns):
+        raise NotCompilable(f"{what}: a list column cannot be a key")
+    row = row_number(graph, columns, keys, np.arange(len(table)), default=len(table))
+    by_dtype: dict[str, dict[str, NDArray[Any]]] = {}
+    for name in table.columns:
+        if name not in shared:
+            values = _statistics(table[name], f"{what}: column {name}")
+            by_dtype.setdefault("string" if values.dtype == object else values.dtype.name, {})[name] = values
+    made = {name: node.columns[name] for name in node.names}
+    for same in by_dtype.values():
+        made.update(gather(graph, row, np.stack(list(same.values()), axis=1), list(same)))
+    return made
+
+
+def _names(on: str | Sequence[str]) -> list[str]:
+    return [on] if isinstance(on, str) else list(on)
+
+
+def _table(op: Any) -> Any:
+    """The external table as NVTabular joins it: its columns chosen, its equal rows dropped."""
+    table = op._ext
+    return table.compute() if hasattr(table, "npartitions") else table
+
+
+def _statistics(series: Any, what: str) -> NDArray[Any]:
+    """A column's values and, last, its null."""
+    dtype = series.dtype
+    if dtype == np.dtype(object):
+        texts = [NULL_STRING if null else text for text, null in zip(series, series.isna(), strict=True)]
+        if not all(isinstance(text, str) for text in texts):
+            raise NotCompilable(f"{what} holds objects that are not texts; give it a NumPy type")
+        return np.array([*texts, NULL_STRING], object)
+    if not isinstance(dtype, np.dtype) or dtype.name == "float16" or dtype.kind not in "iuf":
+        raise NotCompilable(f"{what} is {dtype}, which has no null that is served; cast it to a number or a text")
+    if dtype.kind in "iu" and len(series) and max(abs(int(series.min())), int(series.max())) > _EXACT_IN_FLOAT64:
+        raise NotCompilable(f"{what} holds whole numbers beyond 2**53, which float64 cannot tell apart")
+    to = dtype if dtype.kind == "f" else np.dtype(np.float64)
+    return np.append(series.to_numpy(to), np.array(np.nan, to))
