@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tristage.errors import StackError
-from tristage.export.check import Parity, check_parity, open_model
+from tristage.errors import ExportError, StackError
+from tristage.export.check import Parity, check_answers, check_parity, open_model
 from tristage.export.golden import check_golden, golden_columns, read_golden_rows, write_golden
 from tristage.export.lower import lower
 from tristage.export.place import Placement, fuse, place
@@ -54,6 +55,7 @@ class Prepared:
         parity: how far it is from the training libraries on the golden rows; None without golden rows.
         golden: the golden rows that it was compared on, a pyarrow.Table; None without.
         expected: output -> what the training libraries answered for them.
+        scratch: holds the large tables until `write` links or copies them; vanishes with the last that refers to it.
     """
 
     placement: Placement
@@ -61,6 +63,7 @@ class Prepared:
     parity: Parity | None
     golden: Any
     expected: Mapping[str, NDArray[Any]]
+    scratch: tempfile.TemporaryDirectory[str]
 
 
 @dataclass(frozen=True)
@@ -113,9 +116,11 @@ def export(
     """
     _check_layout(layout)
     check_place(Path(path), overwrite)  # now, not after minutes of converting
-    prepared = prepare(stack, target=target, max_batch=max_batch, trust=trust, on_stage=on_stage)
+    folder = _nearest(Path(path).absolute().parent)
+    prepared = prepare(stack, target=target, max_batch=max_batch, trust=trust, on_stage=on_stage, folder=folder)
     on_stage("writing")
-    return write(prepared, path, layout=layout, overwrite=overwrite)
+    with prepared.scratch:
+        return write(prepared, path, layout=layout, overwrite=overwrite)
 
 
 def prepare(
@@ -125,20 +130,29 @@ def prepare(
     max_batch: int = 1024,
     trust: bool = False,
     on_stage: Callable[[str], None] = lambda _: None,
+    folder: Path | None = None,
 ) -> Prepared:
-    """Convert a stack and compare it with its training libraries; arguments and errors are those of `export`."""
+    """Convert a stack and compare it with its training libraries; arguments and errors are those of `export`.
+
+    `folder` is where large tables wait to be written; on the disk of the repository they need not be copied. None is
+    the folder of temporary files.
+    """
     if target not in TARGETS:
         raise StackError(f"there is no target {target}; choose one of {', '.join(TARGETS)}")
     if max_batch < 1:
         raise StackError(f"max_batch is {max_batch}; a request holds at least one row")
     table = None if stack.golden is None else read_golden_rows(Path(stack.golden))
     columns = {} if table is None else golden_columns(table)
-    lowered = lower(stack, columns, lambda step: on_stage(f"converting {step}"), trust=trust)
+    try:
+        scratch = tempfile.TemporaryDirectory(prefix=".tristage-", dir=folder)
+    except OSError as error:
+        raise ExportError(f"{error.filename or folder} cannot be written: {error.strerror or error}") from error
+    lowered = lower(stack, columns, lambda step: on_stage(f"converting {step}"), trust=trust, tables=Path(scratch.name))
     placement = _nullable(place(lowered, max_batch))
     if table is None:
         for model in placement.models:
-            open_model(model)
-        return Prepared(placement, target, None, None, {})
+            open_model(model, placement.tables)
+        return Prepared(placement, target, None, None, {}, scratch)
     check_golden(table, placement.signature)
     on_stage(f"asking the training libraries about {table.num_rows} golden rows")
     frame = table.to_pandas()
@@ -149,7 +163,7 @@ def prepare(
         name: np.asarray(answers[source.step or ""][source.column.name])[~parity.edge]
         for name, source in lowered.outputs.items()
     }
-    return Prepared(placement, target, parity, table.filter(~parity.edge), expected)
+    return Prepared(placement, target, parity, table.filter(~parity.edge), expected, scratch)
 
 
 def write(prepared: Prepared, path: Path | str, *, layout: str = "ensemble", overwrite: bool = False) -> Exported:
@@ -157,7 +171,11 @@ def write(prepared: Prepared, path: Path | str, *, layout: str = "ensemble", ove
     path = Path(path)
     _check_layout(layout)
     check_place(path, overwrite)
-    placement = fuse(prepared.placement) if layout == "fused" else prepared.placement
+    placement = prepared.placement
+    if layout == "fused":
+        placement = fuse(placement)
+        if prepared.golden is not None:
+            check_answers(placement, _encode(prepared.golden, placement), prepared.expected, TOLERANCE)
     with aside(path) as fresh:
         write_models(fresh, placement)
         if prepared.golden is not None:
@@ -174,6 +192,11 @@ def write(prepared: Prepared, path: Path | str, *, layout: str = "ensemble", ove
         )
         write_manifest(fresh, manifest)
     return Exported(path, manifest, prepared.parity)
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there."""
+    return folder if folder.is_dir() else _nearest(folder.parent)
 
 
 def _check_layout(layout: str) -> None:

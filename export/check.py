@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,10 @@ from tristage.errors import ArtifactError, ParityError
 from tristage.export.lower import LoweredStack, LoweredStep, Workflow
 from tristage.export.place import PlacedModel, Placement
 from tristage.export.reference import answer_step
+from tristage.export.repository import save_graph
+from tristage.serving.graph import Graph, GraphError
 
-__all__ = ["MAX_EDGE_SHARE", "Parity", "check_parity", "open_model", "run_placement"]
+__all__ = ["MAX_EDGE_SHARE", "Parity", "check_answers", "check_parity", "open_model", "run_placement"]
 
 MAX_EDGE_SHARE = 0.005  # of the golden rows; more than this on a split's edge is no accident
 
@@ -43,34 +47,36 @@ def run_placement(placement: Placement, inputs: Mapping[str, NDArray[Any]]) -> d
     tensors: dict[str, NDArray[Any]] = dict(inputs)
     rows, most = len(next(iter(inputs.values()))), placement.signature.max_batch
     for model in placement.models:
-        session = open_model(model)
+        graph = open_model(model, placement.tables)
         names = [tensor.name for tensor in model.outputs]
-        parts = [
-            session.run(names, {t.name: tensors[t.name][start : start + most] for t in model.inputs})
-            for start in range(0, rows, most)
-        ]
-        tensors.update({name: np.concatenate(part) for name, part in zip(names, zip(*parts, strict=True), strict=True)})
+        try:
+            parts = [
+                graph.run({t.name: tensors[t.name][start : start + most] for t in model.inputs})
+                for start in range(0, max(rows, 1), most)
+            ]
+        except GraphError as error:
+            raise ArtifactError(f"step {', '.join(model.steps)}: {error}") from error
+        tensors.update({name: np.concatenate([part[name] for part in parts]) for name in names})
     return tensors
 
 
-def open_model(model: PlacedModel) -> Any:
-    """ONNX Runtime's session of a placed model.
+def open_model(model: PlacedModel, tables: Path | None = None) -> Graph:
+    """A placed model's graph, opened from files as the server opens it.
+
+    Args:
+        model: the model.
+        tables: the folder of the large tables it refers to.
 
     Raises:
         ArtifactError: ONNX Runtime lacks an operator of it for one of its dtypes.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(
-            model.graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:  # ONNX Runtime's errors share no base class
-        raise ArtifactError(
-            f"step {', '.join(model.steps)}: ONNX Runtime {onnxruntime.__version__} cannot run its graph ({error})"
-        ) from error
+    with tempfile.TemporaryDirectory(dir=tables, prefix="model-") as folder:
+        try:
+            return Graph.open(save_graph(model.graph, Path(folder), tables))
+        except GraphError as error:
+            raise ArtifactError(
+                f"step {', '.join(model.steps)}: ONNX Runtime cannot run its graph ({error.__cause__ or error})"
+            ) from error
 
 
 def check_parity(
@@ -116,6 +122,34 @@ def check_parity(
             "trees split where an earlier model's rounding decides; train the later forests on rounded predictions"
         )
     return Parity({step: float(difference[~edge].max(initial=0)) for step, difference in largest.items()}, edge)
+
+
+def check_answers(
+    placement: Placement,
+    inputs: Mapping[str, NDArray[Any]],
+    expected: Mapping[str, NDArray[Any]],
+    tolerance: float,
+) -> None:
+    """Compare a placement's answers with those that are expected.
+
+    Args:
+        placement: the stack as Triton models.
+        inputs: the golden rows' tensors.
+        expected: output -> what the training libraries answered.
+        tolerance: largest difference allowed.
+
+    Raises:
+        ParityError: an output differs; the message names it and the row.
+    """
+    served = run_placement(placement, inputs)
+    for name, answers in expected.items():
+        difference = distance(served[name][:, 0], answers)
+        row = int(difference.argmax())
+        if difference[row] > tolerance:
+            raise ParityError(
+                f"output {name} differs from the training libraries by {difference[row]:.3g} (golden row {row}: "
+                f"{answers[row]} became {served[name][row, 0]}); nothing was exported"
+            )
 
 
 def _differences(

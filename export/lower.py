@@ -89,11 +89,13 @@ class LoweredStack:
         stack: the stack.
         steps: its steps, each after those it reads.
         outputs: what it answers, by name, in order.
+        tables: the folder that large tables were written to.
     """
 
     stack: Stack
     steps: tuple[LoweredStep, ...]
     outputs: Mapping[str, Source]
+    tables: Path | None = None
 
 
 def lower(
@@ -102,6 +104,7 @@ def lower(
     on_step: Callable[[str], None] = lambda _: None,
     *,
     trust: bool = False,
+    tables: Path | None = None,
 ) -> LoweredStack:
     """Read and convert every artifact of a stack.
 
@@ -111,6 +114,7 @@ def lower(
             that no workflow reads.
         on_step: called with a step's name before it is lowered.
         trust: whether saved workflows may be read, which runs what their pickle says.
+        tables: the folder that large tables are written to; None keeps all in memory.
 
     Raises:
         StackError: a step reads a column that nobody makes, or a wrong number of them.
@@ -125,7 +129,7 @@ def lower(
         reader = _Reader(name, stack, steps, raw, golden)
         match step:
             case WorkflowStep():
-                steps[name] = _lower_workflow(name, step, stack, golden, raw)
+                steps[name] = _lower_workflow(name, step, stack, golden, raw, tables)
             case ForestStep():
                 steps[name] = _lower_forest(name, step, stack, reader)
             case NetStep():
@@ -139,7 +143,7 @@ def lower(
         near = difflib.get_close_matches(strange[0], list(raw), n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"raw columns are {_some(list(raw))}"
         raise StackError(f"inputs names {strange[0]}, which is no raw column that the stack reads; {hint}")
-    return LoweredStack(stack, tuple(steps.values()), outputs)
+    return LoweredStack(stack, tuple(steps.values()), outputs, tables)
 
 
 def _find_artifacts(stack: Stack, trust: bool) -> None:
@@ -230,7 +234,12 @@ class _Reader:
 
 
 def _lower_workflow(
-    name: str, step: WorkflowStep, stack: Stack, golden: Mapping[str, Column], raw: dict[str, Column]
+    name: str,
+    step: WorkflowStep,
+    stack: Stack,
+    golden: Mapping[str, Column],
+    raw: dict[str, Column],
+    tables: Path | None,
 ) -> LoweredStep:
     fitted = _open_workflow(name, step.workflow)
     if getattr(fitted, "input_schema", None) is None or fitted.output_schema is None:
@@ -238,7 +247,7 @@ def _lower_workflow(
     nullable = frozenset(column.name for column in golden.values() if column.nullable)
     try:
         columns = raw_columns(fitted, stack.inputs, nullable, golden)
-        compiled = compile_workflow(fitted, columns)
+        compiled = compile_workflow(fitted, columns, tables)
     except ArtifactError as error:
         raise ArtifactError(f"step {name}: {error}", path=error.path) from error
     raw.update({column.name: column for column in columns})

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from tristage.columns import NULL_STRING
+from tristage.manifest import sha256
 
 __all__ = ["IR_VERSION", "OPSET", "GraphBuilder", "onnx_type"]
 
@@ -18,6 +22,8 @@ __all__ = ["IR_VERSION", "OPSET", "GraphBuilder", "onnx_type"]
 OPSET = 18
 OPSET_ML = 3
 IR_VERSION = 10
+_LARGE = 1 << 20  # bytes; a larger array is written to a file as it is made
+_SCRATCH = "scratch-"
 
 _TYPES = {
     "bool": TensorProto.BOOL,
@@ -45,9 +51,14 @@ class GraphBuilder:
 
     Tensors are named __t0, __t1, ... in the order they are made; constants __c0, __c1, ...: what no column is named. A
     node that was already added with the same inputs and attributes is not added again.
+
+    Args:
+        folder: where large arrays are written, in files of their own that a saved graph lies beside; None keeps them in
+            memory.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._inputs: dict[str, onnx.ValueInfoProto] = {}
@@ -59,6 +70,10 @@ class GraphBuilder:
         """Declare the graph's input `name` of shape [rows, width]; returns its name."""
         self._inputs[name] = helper.make_tensor_value_info(name, _TYPES[dtype], ["rows", width])
         return name
+
+    def is_input(self, tensor: str) -> bool:
+        """Whether a tensor is one that was declared with `input`."""
+        return tensor in self._inputs
 
     def add(self, op: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
         """Add a node with one output; returns the output's name."""
@@ -79,8 +94,19 @@ class GraphBuilder:
             self._made[key] = names
         return self._made[key]
 
+    def array(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+        """An array to fill, for a constant or for work: in a file where it is large. What it holds is undefined."""
+        if self._folder is None or np.prod(shape, dtype=np.int64) * np.dtype(dtype).itemsize < _LARGE:
+            return np.empty(shape, dtype)
+        with tempfile.NamedTemporaryFile(dir=self._folder, prefix=_SCRATCH, delete=False) as file:
+            made = np.memmap(file.name, dtype, "w+", shape=shape)
+        weakref.finalize(made, Path(file.name).unlink, missing_ok=True)
+        return made
+
     def constant(self, value: NDArray[Any]) -> str:
-        """Add a constant, or find the same one; returns its name."""
+        """Add a constant, or find the same one; returns its name. One that `array` put into a file stays there."""
+        if isinstance(value, np.memmap):
+            return self._external(value)
         # an array of objects has pointers for bytes
         content = tuple(value.ravel().tolist()) if value.dtype == object else value.tobytes()
         key = (str(value.dtype), value.shape, content)
@@ -88,6 +114,22 @@ class GraphBuilder:
             name = f"__c{len(self._initializers)}"
             self._initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name)
             self._constants[key] = name
+        return self._constants[key]
+
+    def _external(self, value: np.memmap[Any, Any]) -> str:
+        value.flush()
+        file = Path(str(value.filename))
+        content = sha256(file)[:16]
+        key = (str(value.dtype), value.shape, content)
+        if key not in self._constants:
+            # a name that tells the content: the same in every export, and of equal tables
+            file.rename(file.with_name(f"table-{content}.bin"))
+            name = f"__c{len(self._initializers)}"
+            tensor = TensorProto(name=name, dims=value.shape, data_type=_TYPES[value.dtype.name])
+            tensor.data_location = TensorProto.EXTERNAL
+            for entry, said in (("location", f"table-{content}.bin"), ("offset", "0"), ("length", value.nbytes)):
+                tensor.external_data.add(key=entry, value=str(said))
+            self._initializers[name], self._constants[key] = tensor, name
         return self._constants[key]
 
     def scalar(self, value: Any, dtype: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -20,6 +21,7 @@ from tristage.export.lower import Feed, LoweredStack, LoweredStep, Mean, Source,
 from tristage.export.net import Net
 from tristage.export.onnx_graph import GraphBuilder
 from tristage.export.workflow.values import pack
+from tristage.fingerprint import DERIVED
 
 __all__ = ["PlacedModel", "Placement", "Tensor", "fuse", "place"]
 
@@ -56,10 +58,17 @@ class PlacedModel:
 
 @dataclass(frozen=True)
 class Placement:
-    """A stack laid out as Triton models, each after those it reads."""
+    """A stack laid out as Triton models, each after those it reads.
+
+    Attributes:
+        signature: what goes in and comes out.
+        models: the Triton models.
+        tables: the folder of the large tables that their graphs refer to; None where all is in the graphs.
+    """
 
     signature: Signature
     models: tuple[PlacedModel, ...]
+    tables: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +96,7 @@ def place(lowered: LoweredStack, max_batch: int) -> Placement:
     inputs: dict[str, Column] = {}
     for step in lowered.steps:
         graph = _graph(step, steps, ports)
-        names = [value.name for value in graph.graph.input]
+        names = list(dict.fromkeys(value.name.removeprefix(DERIVED) for value in graph.graph.input))
         raw = {
             source.column.name: source.column for feed in step.feeds for source in feed.sources if source.step is None
         }
@@ -111,7 +120,8 @@ def place(lowered: LoweredStack, max_batch: int) -> Placement:
     if clash:
         raise StackError(f"output {clash[0]} has the name of a raw column that goes in; give the output another name")
     outputs = tuple(Column(name, source.column.dtype) for name, source in lowered.outputs.items())
-    return Placement(Signature(stack, max_batch, tuple(inputs.values()), outputs), tuple(models))
+    signature = Signature(stack, max_batch, tuple(inputs.values()), outputs)
+    return Placement(signature, tuple(models), lowered.tables)
 
 
 def fuse(placement: Placement) -> Placement:
@@ -121,8 +131,14 @@ def fuse(placement: Placement) -> Placement:
     tensors = {tensor.name: graph.input(tensor.name, tensor.dtype, tensor.width) for tensor in inputs}
     emitted = {tensor.name: tensor for model in placement.models for tensor in model.outputs}
     columns = {name: every for model in placement.models for name, every in model.columns.items()}
+    widths = {tensor.name: tensor.width for tensor in inputs}
+
+    def tensor_of(name: str) -> str:
+        text = name.removeprefix(DERIVED)
+        return tensors[name] if text == name else graph.input(name, "int64", widths[text])
+
     for model in placement.models:
-        made = graph.embed(model.graph, {tensor.name: tensors[tensor.name] for tensor in model.inputs})
+        made = graph.embed(model.graph, {value.name: tensor_of(value.name) for value in model.graph.graph.input})
         tensors.update(zip((tensor.name for tensor in model.outputs), made, strict=True))
     outputs = tuple(emitted[column.name] for column in placement.signature.outputs)
     fused = PlacedModel(
@@ -133,7 +149,7 @@ def fuse(placement: Placement) -> Placement:
         outputs=outputs,
         columns={tensor.name: columns[tensor.name] for tensor in outputs},
     )
-    return Placement(placement.signature, (fused,))
+    return Placement(placement.signature, (fused,), placement.tables)
 
 
 def _ports(lowered: LoweredStack) -> dict[str, list[_Port]]:

@@ -16,7 +16,7 @@ from tristage.export.config import ensemble_config, model_config
 from tristage.export.place import Placement
 from tristage.manifest import KEPT, MANIFEST
 
-__all__ = ["aside", "check_place", "write_models"]
+__all__ = ["aside", "check_place", "save_graph", "write_models"]
 
 _RUNNER = "from tristage.serving.runner import TritonPythonModel  # noqa: F401\n"
 # what a repository's folder may hold without being one
@@ -94,7 +94,7 @@ def write_models(repository: Path, placement: Placement) -> None:
         version.mkdir(parents=True)
         (repository / model.name / "config.pbtxt").write_text(model_config(model, placement.signature.max_batch))
         (version / "model.py").write_text(_RUNNER)
-        _save(model.graph, version / "graph.onnx")
+        save_graph(model.graph, version, placement.tables)
     ensemble = repository / placement.signature.stack
     (ensemble / "1").mkdir(parents=True)
     # Triton wants the version's folder; a file keeps it alive in archives that drop empty folders
@@ -102,8 +102,18 @@ def write_models(repository: Path, placement: Placement) -> None:
     (ensemble / "config.pbtxt").write_text(ensemble_config(placement))
 
 
-def _save(graph: onnx.ModelProto, path: Path) -> None:
-    """Save a graph, its larger tensors in `graph.bin` beside it, from where they are memory-mapped."""
+def save_graph(graph: onnx.ModelProto, folder: Path, tables: Path | None) -> Path:
+    """Save a graph as `graph.onnx`, with what is large in files beside it, from where they are memory-mapped.
+
+    Args:
+        graph: the graph.
+        folder: where it goes.
+        tables: the folder of the tables that it refers to; they are linked, or copied to another disk.
+
+    Returns:
+        The graph's file.
+    """
+    path = folder / "graph.onnx"
     copy = onnx.ModelProto()
     copy.CopyFrom(graph)  # saving moves the tensors out of the model it is given
     onnx.save_model(
@@ -111,3 +121,16 @@ def _save(graph: onnx.ModelProto, path: Path) -> None:
     )
     with contextlib.suppress(OSError), path.open("rb") as stream:
         os.fsync(stream.fileno())
+    for name in _table_files(graph):
+        assert tables is not None
+        try:
+            (folder / name).hardlink_to(tables / name)
+        except OSError:
+            shutil.copyfile(tables / name, folder / name)
+        (folder / name).chmod(0o644)
+    return path
+
+
+def _table_files(graph: onnx.ModelProto) -> set[str]:
+    external = (t for t in graph.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL)
+    return {entry.value for tensor in external for entry in tensor.external_data if entry.key == "location"}

@@ -11,6 +11,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from tristage.fingerprint import DERIVED, fingerprints
+
 __all__ = ["Graph", "GraphError", "Tensor", "decode"]
 
 # ONNX Runtime's name of an element type -> (Triton's name in configurations, numpy's)
@@ -58,13 +60,15 @@ class Graph:
 
     Attributes:
         session: ONNX Runtime's.
-        inputs: its inputs in the graph's order.
+        inputs: what is asked of a caller, in the graph's order; a fingerprint is asked for as the text it is made of.
         outputs: its outputs in the graph's order.
+        reads: what ONNX Runtime is given: inputs, and fingerprints by their own names.
     """
 
     session: Any
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    reads: tuple[str, ...]
 
     @classmethod
     def open(cls, path: Path, threads: int = 1) -> Graph:
@@ -90,7 +94,15 @@ class Graph:
             session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's errors share no base class
             raise GraphError(f"{path} cannot be opened by ONNX Runtime {onnxruntime.__version__}: {error}") from error
-        return cls(session, tuple(map(_tensor, session.get_inputs())), tuple(map(_tensor, session.get_outputs())))
+        return cls.of(session)
+
+    @classmethod
+    def of(cls, session: Any) -> Graph:
+        """A graph that ONNX Runtime has opened."""
+        read = list(map(_tensor, session.get_inputs()))
+        inputs = {tensor.name: tensor for tensor in map(_asked, read)}
+        outputs = tuple(map(_tensor, session.get_outputs()))
+        return cls(session, tuple(inputs.values()), outputs, tuple(tensor.name for tensor in read))
 
     def run(self, tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Evaluate the graph.
@@ -115,8 +127,9 @@ class Graph:
         if feed and not any(map(len, feed.values())):
             # ONNX Runtime's GRU ends the process when it is given no rows
             return {tensor.name: np.empty((0, tensor.width), tensor.dtype) for tensor in self.outputs}
+        given = {name: feed[name] if name in feed else _derive(name, feed) for name in self.reads}
         try:
-            answers = self.session.run(None, feed)
+            answers = self.session.run(None, given)
         except Exception as error:
             raise GraphError(f"the graph cannot be evaluated: {error}") from error
         return {tensor.name: answer for tensor, answer in zip(self.outputs, answers, strict=True)}
@@ -128,6 +141,18 @@ def _tensor(argument: Any) -> Tensor:
     triton_type, dtype = _TYPES[argument.type]
     width = argument.shape[1] if len(argument.shape) == 2 and isinstance(argument.shape[1], int) else 0
     return Tensor(argument.name, triton_type, np.dtype(dtype), width)
+
+
+def _asked(tensor: Tensor) -> Tensor:
+    """What a caller gives for an input: the text, where it is a fingerprint."""
+    if not tensor.name.startswith(DERIVED):
+        return tensor
+    return Tensor(tensor.name.removeprefix(DERIVED), "TYPE_STRING", np.dtype(object), tensor.width)
+
+
+def _derive(name: str, feed: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
+    texts = feed[name.removeprefix(DERIVED)]
+    return fingerprints(texts.ravel().tolist()).reshape(texts.shape)
 
 
 def decode(array: NDArray[np.object_], name: str) -> NDArray[np.object_]:

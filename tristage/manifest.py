@@ -12,7 +12,17 @@ from typing import Any
 from tristage.columns import Signature
 from tristage.errors import RepositoryError
 
-__all__ = ["GOLDEN", "KEPT", "MANIFEST", "Manifest", "check_files", "checksums", "read_manifest", "write_manifest"]
+__all__ = [
+    "GOLDEN",
+    "KEPT",
+    "MANIFEST",
+    "Manifest",
+    "check_files",
+    "checksums",
+    "read_manifest",
+    "sha256",
+    "write_manifest",
+]
 
 MANIFEST = "manifest.json"
 GOLDEN = "golden.parquet"
@@ -89,7 +99,7 @@ def read_manifest(repository: Path) -> Manifest:
 
 def checksums(repository: Path) -> dict[str, str]:
     """SHA-256 of every file of a repository but its manifest and README, by POSIX path, sorted."""
-    return {path.relative_to(repository).as_posix(): _sha256(path) for path in _files(repository)}
+    return {path.relative_to(repository).as_posix(): sha256(path) for path in _files(repository)}
 
 
 def check_files(repository: Path, manifest: Manifest) -> None:
@@ -100,7 +110,7 @@ def check_files(repository: Path, manifest: Manifest) -> None:
     """
     missing = [name for name in manifest.files if not (repository / name).is_file()]
     changed = [
-        name for name, digest in manifest.files.items() if name not in missing and _sha256(repository / name) != digest
+        name for name, digest in manifest.files.items() if name not in missing and sha256(repository / name) != digest
     ]
     strange = sorted({path.relative_to(repository).as_posix() for path in _files(repository)} - set(manifest.files))
     faults = [
@@ -122,7 +132,8 @@ def _files(repository: Path) -> Iterator[Path]:
             yield path
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -109,17 +110,18 @@ def _fits(pad: int | float | str, dtype: str) -> bool:
     return dtype.startswith("float") or bool(pad == int(pad) and np.iinfo(dtype).min <= pad <= np.iinfo(dtype).max)
 
 
-def compile_workflow(workflow: Any, raw: Sequence[Column]) -> CompiledWorkflow:
+def compile_workflow(workflow: Any, raw: Sequence[Column], tables: Path | None = None) -> CompiledWorkflow:
     """Compile a fitted workflow.
 
     Args:
         workflow: a fitted nvtabular.Workflow (23.8).
         raw: its raw columns, as `raw_columns` gives them.
+        tables: the folder that large tables are written to, where the graph will find them; None keeps all in memory.
 
     Raises:
         ArtifactError: an operator, or a use of one, has no lowering; the message names it.
     """
-    graph = GraphBuilder()
+    graph = GraphBuilder(tables)
     sources = {column.name: _source(graph, column) for column in raw}
     done: dict[int, dict[str, Value]] = {}
     try:

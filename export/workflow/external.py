@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from tristage.columns import NULL_STRING
 from tristage.export.onnx_graph import GraphBuilder
-from tristage.export.workflow.keys import gather, keys_of, row_number
+from tristage.export.workflow.dictionary import Numbers, number_rows
+from tristage.export.workflow.fitted import frame_table
+from tristage.export.workflow.keys import gather
 from tristage.export.workflow.registry import Node, lowers
 from tristage.export.workflow.values import NotCompilable, Value
 
@@ -41,28 +43,42 @@ def join_external(node: Node, graph: GraphBuilder) -> dict[str, Value]:
     twice = [name for name in table.columns if name in node.columns and name not in shared]
     if twice:
         raise NotCompilable(f"{what}: {', '.join(twice)} is in both tables; choose others with columns_ext or Rename")
-    keys = [keys_of(table[name]) for name in right]
-    seen: set[tuple[Any, ...]] = set()
-    for key in zip(*keys, strict=True):
-        if key in seen:
-            raise NotCompilable(
-                f"{what}: several rows of the table have the key {', '.join(map(repr, key))}, which makes several rows "
-                "of one; keep one row for every key"
-            )
-        seen.add(key)
+    twice_there = table.duplicated(right)
+    if twice_there.any():
+        key = [None if value != value else value for value in table[right][twice_there].iloc[0]]
+        raise NotCompilable(
+            f"{what}: several rows of the table have the key {', '.join(map(repr, key))}, which makes several rows "
+            "of one; keep one row for every key"
+        )
     columns = [node.columns[name] for name in left]
     if any(column.length is not None for column in columns):
         raise NotCompilable(f"{what}: a list column cannot be a key")
-    row = row_number(graph, columns, keys, np.arange(len(table)), default=len(table))
+    fitted = frame_table(table[right], what)
+    number = number_rows(graph, columns, fitted, right)
+    made = {name: node.columns[name] for name in node.names}
     by_dtype: dict[str, dict[str, NDArray[Any]]] = {}
     for name in table.columns:
-        if name not in shared:
-            values = _statistics(table[name], f"{what}: column {name}")
-            by_dtype.setdefault("string" if values.dtype == object else values.dtype.name, {})[name] = values
-    made = {name: node.columns[name] for name in node.names}
-    for same in by_dtype.values():
-        made.update(gather(graph, row, np.stack(list(same.values()), axis=1), list(same)))
+        if name in shared:
+            continue
+        values = _statistics(table[name], f"{what}: column {name}")
+        if values.dtype == object:
+            made[name] = _gather_texts(graph, number, values)
+        else:
+            by_dtype.setdefault(values.dtype.name, {})[name] = values
+    for dtype, same in by_dtype.items():
+        values = np.stack(list(same.values()), axis=1)
+        made.update(
+            gather(graph, number, [(slice(0, len(values)), values)], list(same), np.full(len(same), np.nan, dtype))
+        )
     return made
+
+
+def _gather_texts(graph: GraphBuilder, number: Numbers, texts: NDArray[np.object_]) -> Value:
+    """One column of texts: ONNX Runtime copies one text of every row it gathers, and would leave others empty."""
+    table = np.full((number.unseen + 1, 1), NULL_STRING, object)
+    table[number.rows, 0] = texts
+    row = graph.add("Squeeze", number.tensor, graph.constant(np.array([1], np.int64)))
+    return Value(graph.add("Gather", graph.constant(table), row, axis=0), "string")
 
 
 def _names(on: str | Sequence[str]) -> list[str]:
@@ -76,16 +92,16 @@ def _table(op: Any) -> Any:
 
 
 def _statistics(series: Any, what: str) -> NDArray[Any]:
-    """A column's values and, last, its null."""
+    """A column's values, nulls as they are served."""
     dtype = series.dtype
     if dtype == np.dtype(object):
         texts = [NULL_STRING if null else text for text, null in zip(series, series.isna(), strict=True)]
         if not all(isinstance(text, str) for text in texts):
             raise NotCompilable(f"{what} holds objects that are not texts; give it a NumPy type")
-        return np.array([*texts, NULL_STRING], object)
+        return np.array(texts, object)
     if not isinstance(dtype, np.dtype) or dtype.name == "float16" or dtype.kind not in "iuf":
         raise NotCompilable(f"{what} is {dtype}, which has no null that is served; cast it to a number or a text")
     if dtype.kind in "iu" and len(series) and max(abs(int(series.min())), int(series.max())) > _EXACT_IN_FLOAT64:
         raise NotCompilable(f"{what} holds whole numbers beyond 2**53, which float64 cannot tell apart")
     to = dtype if dtype.kind == "f" else np.dtype(np.float64)
-    return np.append(series.to_numpy(to), np.array(np.nan, to))
+    return np.asarray(series.to_numpy(to))

@@ -1,33 +1,29 @@
 """Keyed look-ups: categories to codes, and keys to the statistics that were fitted for them.
 
-A key column becomes the number of its row in the fitted table (one LabelEncoder); the table's columns are then read by
-that number (one Gather a dtype), however many statistics hang on the key. Several key columns become one whole number
-first, from the number of each column's value.
+A key becomes a number (see `dictionary`), and the columns of every table that hangs on it are read by that number: one
+Gather a dtype, however many statistics there are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tristage.columns import NULL_STRING
 from tristage.errors import ArtifactError
 from tristage.export.onnx_graph import GraphBuilder
+from tristage.export.workflow.dictionary import Numbers, number_rows, settled
+from tristage.export.workflow.fitted import FittedTable, read_table
 from tristage.export.workflow.refusals import HASHES_ROW_NUMBERS
 from tristage.export.workflow.registry import Node, lowers
-from tristage.export.workflow.values import NotCompilable, Value, materialise
+from tristage.export.workflow.values import NotCompilable, Value
 
-__all__ = ["gather", "keys_of", "row_number"]
+__all__ = ["Chunks", "gather", "side_by_side"]
 
+Chunks = Iterable[tuple[slice, NDArray[Any]]]
 PADDING, NULL, OUT_OF_VOCABULARY = 0, 1, 2
-# what nulls and fractions of a numeric key become; ids are never these
-_NULL_KEY = np.iinfo(np.int64).min
-_NO_KEY = np.iinfo(np.int64).min + 1
-_EXACT = 2.0**62
 
 
 @lowers("nvtabular.ops.categorify.Categorify")
@@ -49,19 +45,19 @@ def categorify(node: Node, graph: GraphBuilder) -> dict[str, Value]:
     outputs = op.column_mapping(node.selector) if combo else {name: [name] for name in node.names}
     for name, keys in outputs.items():
         stored = name if combo else op.storage_name.get(name, name)
-        table = _read(op.categories[stored], f"Categorify of {name}")
-        codes = np.asarray(table.index, np.int64)
+        table = read_table(op.categories[stored], f"Categorify of {name}")
+        codes = table.labels()
         if len(codes) and codes[0] < OUT_OF_VOCABULARY + 1:
             codes = codes + OUT_OF_VOCABULARY + 1
         columns = [node.columns[key] for key in keys]
-        keyed = [keys_of(table[key if combo else stored]) for key in keys]
-        if columns[0].length is not None and columns[0].raw_pad in keyed[0]:
-            raise NotCompilable(
-                f"Categorify of {name}: the pad {columns[0].raw_pad!r} that fills its lists up is a fitted category "
-                f"too; declare another: inputs: {{{name}: {{pad: ...}}}}"
-            )
+        _check_pad(name, columns[0], table, stored)
+        number = number_rows(graph, columns, table, keys if combo else [stored])
         null = int(codes[0]) if op.single_table and len(codes) else NULL
-        code = row_number(graph, columns, keyed, codes, default=null + OUT_OF_VOCABULARY - NULL, null=null)
+        by_number = graph.array((number.unseen + 1,), "int64")
+        by_number[:] = null + OUT_OF_VOCABULARY - NULL
+        by_number[number.null] = null
+        by_number[number.at(slice(None))] = codes
+        code = graph.add("Gather", graph.constant(by_number), number.tensor, axis=0)
         dtype = np.dtype(op.output_dtype).name
         first = columns[0]
         made[name] = Value(
@@ -87,31 +83,27 @@ def target_encoding(node: Node, graph: GraphBuilder) -> dict[str, Value]:
     made = {}
     for group in node.groups:
         tag = op.name_sep.join(group)
-        table = _read(op.stats[tag], f"TargetEncoding of {', '.join(group)}")
+        table = read_table(op.stats[tag], f"TargetEncoding of {', '.join(group)}")
         # by position, as NVTabular reads it: keys, count, then a sum for every target
-        keyed, (count, *sums) = table.columns[: len(group)], table.columns[len(group) :]
+        keyed, (count, *sums) = table.names[: len(group)], table.names[len(group) :]
         fitted = [op.name_sep.join((*group, target, "sum")) for target in op.target_columns]
-        if list(keyed) != list(group) or sums != fitted:
-            raise _overwritten("TargetEncoding", group, table)
-        encoded = np.stack(
-            [
-                _filled((table[total] + op.p_smooth * means[target]) / (table[count] + op.p_smooth), means[target])
-                for target, total in zip(op.target_columns, sums, strict=True)
-            ],
-            axis=1,
-        )
-        unseen = np.array([[means[target] for target in op.target_columns]])
-        dtype = np.dtype(op.output_dtype).name
-        statistics = np.concatenate([encoded, unseen])
-        if op.out_dtype is not None:
-            statistics = statistics.astype(op.out_dtype)
-        columns = [node.columns[key] for key in group]
-        row = row_number(
-            graph, columns, [keys_of(table[key]) for key in group], np.arange(len(table)), default=len(table)
-        )
+        if keyed != list(group) or sums != fitted:
+            raise _overwritten("TargetEncoding", group, table.names)
+        number = settled(graph, number_rows(graph, [node.columns[key] for key in group], table, group))
         names = [f"TE_{tag}_{target}" for target in op.target_columns]
-        made.update(gather(graph, row, statistics.astype(dtype), names))
+        unseen = _as_told(op, np.array([means[target] for target in op.target_columns]))
+        made.update(gather(graph, number, _encodings(op, table, count, sums), names, unseen))
     return made
+
+
+def _encodings(op: Any, table: FittedTable, count: str, sums: Sequence[str]) -> Chunks:
+    """TargetEncoding of the fitted keys, [rows, targets] a chunk."""
+    mean = np.array([op.means[target] for target in op.target_columns])
+    for place, chunk in table.chunks([count, *sums]):
+        total = np.stack([chunk[name] for name in sums], axis=1)
+        with np.errstate(all="ignore"):  # 0 / 0 is the mean of nothing
+            encoded = (total + op.p_smooth * mean) / (chunk[count][:, None] + op.p_smooth)
+        yield place, _as_told(op, np.where(np.isnan(encoded), mean, encoded))
 
 
 @lowers("nvtabular.ops.join_groupby.JoinGroupby")
@@ -123,30 +115,42 @@ def join_groupby(node: Node, graph: GraphBuilder) -> dict[str, Value]:
     for group in node.groups:
         tag = op.name_sep.join(group)
         stored = tag if len(group) > 1 else op.storage_name.get(group[0], group[0])
-        table = _read(op.categories[stored], f"JoinGroupby of {', '.join(group)}")
-        names = [name for name in table.columns if name not in group]
+        table = read_table(op.categories[stored], f"JoinGroupby of {', '.join(group)}")
+        names = [name for name in table.names if name not in group]
         if not {name for name, keys in outputs.items() if tuple(keys[-len(group) :]) == group} <= set(names):
-            raise _overwritten("JoinGroupby", group, table)
-        columns = [node.columns[key] for key in group]
-        row = row_number(
-            graph, columns, [keys_of(table[key]) for key in group], np.arange(len(table)), default=len(table)
-        )
+            raise _overwritten("JoinGroupby", group, table.names)
+        number = settled(graph, number_rows(graph, [node.columns[key] for key in group], table, group))
         by_dtype: dict[str, list[str]] = {}
         for name in names:
-            by_dtype.setdefault(_statistic_dtype(name, table[name].dtype, op.name_sep), []).append(name)
+            if name not in made:
+                by_dtype.setdefault(_statistic_dtype(name, table.dtype(name), op.name_sep), []).append(name)
         for dtype, same in by_dtype.items():
-            unseen = 0 if dtype == "int32" else np.nan
-            statistics = np.stack(
-                [np.append(table[name].to_numpy(dtype), np.array(unseen, dtype)) for name in same], axis=1
-            )
-            made.update(gather(graph, row, statistics, [name for name in same if name not in made]))
+            unseen = np.full(len(same), 0 if dtype == "int32" else np.nan, dtype)
+            made.update(gather(graph, number, side_by_side(table, same, dtype), same, unseen))
     return made
 
 
-def _overwritten(op: str, group: Sequence[str], table: Any) -> ArtifactError:
+def side_by_side(table: FittedTable, names: Sequence[str], dtype: str) -> Chunks:
+    """Columns of a fitted table, [rows, names] a chunk."""
+    for place, chunk in table.chunks(names):
+        yield place, np.stack([chunk[name].astype(dtype) for name in names], axis=1)
+
+
+def _check_pad(name: str, column: Value, table: FittedTable, stored: str) -> None:
+    """What fills a list up must be no category."""
+    if column.length is None:
+        return
+    if any((chunk[stored] == column.raw_pad).any() for _, chunk in table.chunks([stored])):
+        raise NotCompilable(
+            f"Categorify of {name}: the pad {column.raw_pad!r} that fills its lists up is a fitted category too; "
+            f"declare another: inputs: {{{name}: {{pad: ...}}}}"
+        )
+
+
+def _overwritten(op: str, group: Sequence[str], names: Sequence[str]) -> ArtifactError:
     return ArtifactError(
         f"the statistics of {op} on {', '.join(group)} were overwritten by another operator's (its file has "
-        f"{', '.join(table.columns)}): NVTabular keeps one file per key; give one operator's key column another "
+        f"{', '.join(names)}): NVTabular keeps one file per key; give one operator's key column another "
         "name with Rename, and fit again"
     )
 
@@ -159,117 +163,35 @@ def _statistic_dtype(name: str, stored: Any, separator: str) -> str:
     return "float32" if np.dtype(stored).name == "float32" else "float64"
 
 
-def _filled(series: Any, mean: float) -> NDArray[np.float64]:
-    return np.asarray(series.fillna(mean), np.float64)
+def _as_told(op: Any, encoded: NDArray[np.float64]) -> NDArray[Any]:
+    """In the type that a TargetEncoding was told, then in that of its columns."""
+    return (encoded if op.out_dtype is None else encoded.astype(op.out_dtype)).astype(op.output_dtype)
 
 
-def gather(graph: GraphBuilder, row: str, statistics: NDArray[Any], names: Sequence[str]) -> dict[str, Value]:
-    """Columns of a [keys + 1, statistics] table, read by row number."""
-    flat = graph.add("Squeeze", row, graph.constant(np.array([1], np.int64)))
-    if statistics.dtype == object:
-        # ONNX Runtime copies one text of every row it gathers, and leaves the others empty
-        columns = (graph.constant(statistics[:, part : part + 1]) for part in range(len(names)))
-        return {
-            name: Value(graph.add("Gather", column, flat, axis=0), "string")
-            for name, column in zip(names, columns, strict=True)
-        }
-    tensor = graph.add("Gather", graph.constant(statistics), flat, axis=0)
-    width = statistics.shape[1]
-    dtype = statistics.dtype.name
-    return {name: Value(tensor, dtype, part=part, width=width) for part, name in enumerate(names)}
-
-
-def row_number(
+def gather(
     graph: GraphBuilder,
-    columns: Sequence[Value],
-    keys: Sequence[list[Any]],
-    rows: NDArray[np.int64],
-    *,
-    default: int,
-    null: int | None = None,
-) -> str:
-    """The number that belongs to a row's key, an int64 tensor of the key column's shape; `default` where there is none.
+    number: Numbers,
+    chunks: Chunks,
+    names: Sequence[str],
+    unseen: NDArray[Any],
+) -> dict[str, Value]:
+    """Statistics by key.
 
     Args:
-        columns: the key's columns.
-        keys: for each of them its value in every row of the fitted table; None for a null.
-        rows: the number that belongs to every row of the fitted table.
-        null: the number of a key whose every column is null; None where nulls are keys like any other.
+        graph: takes the nodes and the table.
+        number: the key's number, from `number_rows`, or its row from `settled`.
+        chunks: the statistics of the fitted rows, [rows, names] each, in the table's order.
+        names: the columns that they become.
+        unseen: the statistics of a key that was not fitted, [names].
     """
-    if len(columns) == 1:
-        labels = dict(zip(keys[0], rows.tolist(), strict=True))
-        if null is not None:
-            labels[None] = null
-        return _encode(graph, columns[0], labels, default)
-    combined = None
-    numbers = np.zeros(len(rows), np.int64)
-    known = None
-    for column, values in zip(columns, keys, strict=True):
-        if column.length is not None:
-            raise NotCompilable("a list column cannot be part of a key of several columns")
-        distinct = list(dict.fromkeys(values))
-        labels = {value: number for number, value in enumerate(distinct)}
-        number = _encode(graph, column, labels, -1)
-        seen = graph.add("GreaterOrEqual", number, graph.scalar(0, "int64"))
-        known = seen if known is None else graph.add("And", known, seen)
-        size = graph.scalar(len(distinct), "int64")
-        combined = number if combined is None else graph.add("Add", graph.add("Mul", combined, size), number)
-        numbers = numbers * len(distinct) + np.array([labels[value] for value in values], np.int64)
-    assert combined is not None
-    assert known is not None
-    found = graph.label_encode(combined, dict(zip(numbers.tolist(), rows.tolist(), strict=True)), default)
-    row = graph.add("Where", known, found, graph.scalar(default, "int64"))
-    if null is not None:
-        nulls = [graph.is_null(materialise(graph, column), column.dtype) for column in columns]
-        every = nulls[0]
-        for other in nulls[1:]:
-            every = graph.add("And", every, other)
-        row = graph.add("Where", every, graph.scalar(null, "int64"), row)
-    return row
-
-
-def _encode(graph: GraphBuilder, column: Value, labels: dict[Any, int], default: int) -> str:
-    """One key column to its numbers."""
-    tensor = materialise(graph, column)
-    if column.dtype == "string":
-        if any(not isinstance(key, str) for key in labels if key is not None):
-            raise NotCompilable("a text column whose fitted categories are not texts")
-        texts = {NULL_STRING if key is None else key: row for key, row in labels.items()}
-        return graph.label_encode(tensor, texts or {NULL_STRING: default}, default)
-    whole: dict[int, int] = {}
-    for key, row in labels.items():
-        if key is None:
-            whole[_NULL_KEY] = row
-        elif isinstance(key, str) or not abs(key) < 2**63 or key != int(key):
-            raise NotCompilable(f"category {key!r} of a numeric column is not a whole number of 64 bits")
-        else:
-            whole[int(key)] = row
-    return graph.label_encode(_whole(graph, tensor, column.dtype), whole or {_NO_KEY: default}, default)
-
-
-def _whole(graph: GraphBuilder, tensor: str, dtype: str) -> str:
-    """A numeric column as int64 keys: null and what is not a whole number become keys of their own."""
-    if dtype not in ("float32", "float64"):
-        return graph.cast(tensor, dtype, "int64")
-    null = graph.add("IsNaN", tensor)
-    whole = graph.add(
-        "And",
-        graph.add("Equal", tensor, graph.add("Floor", tensor)),
-        graph.add("Less", graph.add("Abs", tensor), graph.scalar(_EXACT, dtype)),
-    )
-    safe = graph.add("Where", whole, tensor, graph.scalar(0, dtype))
-    number = graph.add("Where", whole, graph.cast(safe, dtype, "int64"), graph.scalar(_NO_KEY, "int64"))
-    return graph.add("Where", null, graph.scalar(_NULL_KEY, "int64"), number)
-
-
-def keys_of(series: Any) -> list[Any]:
-    """A fitted table's key column; None for a null."""
-    return [None if null else key for key, null in zip(series.tolist(), series.isna().tolist(), strict=True)]
-
-
-def _read(path: str, what: str) -> Any:
-    import pandas as pd
-
-    if not Path(path).exists():
-        raise ArtifactError(f"{what}: its fitted table {path} is gone; save the workflow again", path=Path(path))
-    return pd.read_parquet(path)
+    dtype, width = unseen.dtype.name, len(names)
+    table = graph.array((number.unseen + 1, width), dtype)
+    if number.rows is None:
+        table[number.unseen] = unseen
+    else:
+        table[:] = unseen
+    for place, values in chunks:
+        table[number.at(place)] = values
+    row = graph.add("Squeeze", number.tensor, graph.constant(np.array([1], np.int64)))
+    tensor = graph.add("Gather", graph.constant(table), row, axis=0)
+    return {name: Value(tensor, dtype, part=part, width=width) for part, name in enumerate(names)}

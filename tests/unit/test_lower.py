@@ -356,7 +356,7 @@ class TestExport:
         fitted.fit(nvt.Dataset(frame.copy()))
         golden = tmp_path / "golden.parquet" if with_golden else None
         stack = Stack("s", {"features": WorkflowStep(fitted)}, {"y": "features.short"}, golden=golden)
-        with pytest.raises(ArtifactError, match=r"step features: ONNX Runtime .* cannot run its graph .*Max"):
+        with pytest.raises(ArtifactError, match=r"step features: ONNX Runtime cannot run its graph .*Max"):
             export(stack, tmp_path / "repository")
 
     def test_lists_longer_than_declared(self, whole: Stack, tmp_path: Path, golden: pa.Table) -> None:

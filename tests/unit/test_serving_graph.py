@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -130,7 +131,7 @@ def test_requests_are_joined_into_one_evaluation(graph: Graph) -> None:
             calls.append(len(feed["x"]))
             return graph.session.run(names, feed)
 
-    counting = Graph(Counting(), graph.inputs, graph.outputs)
+    counting = dataclasses.replace(graph, session=Counting())
     evaluate(counting, [rows(3), rows(4)])
     evaluate(counting, [rows(5)])
     assert calls == [7, 5]
@@ -145,7 +146,7 @@ def test_a_single_request_is_not_copied(graph: Graph) -> None:
             return graph.session.run(names, feed)
 
     request = rows(2)
-    evaluate(Graph(Noting(), graph.inputs, graph.outputs), [request])
+    evaluate(dataclasses.replace(graph, session=Noting()), [request])
     assert seen[0] is request["x"]
 
 
