@@ -88,6 +88,7 @@ def export(
     target: str = "pip-cpu",
     layout: str = "ensemble",
     max_batch: int = 1024,
+    instances: int = 1,
     overwrite: bool = False,
     trust: bool = False,
     on_stage: Callable[[str], None] = lambda _: None,
@@ -104,6 +105,7 @@ def export(
         layout: "ensemble", every step a Triton model of its own, whose time Triton's statistics show; or "fused",
             all steps in one model, which answers small requests sooner.
         max_batch: rows that one request may hold; clients split what is larger.
+        instances: copies of every model that answer side by side, one a core; they share weights and tables.
         overwrite: replace a repository that is there, in one step.
         trust: whether saved workflows may be read, which runs what their pickle says; one in memory needs no trust.
         on_stage: called with a few words before each stage.
@@ -114,13 +116,13 @@ def export(
         ParityError: a step answers otherwise than its training library by more than TOLERANCE.
         ExportError: the folder cannot be written; what was there is untouched.
     """
-    _check_layout(layout)
+    _check_layout(layout, instances)
     check_place(Path(path), overwrite)  # now, not after minutes of converting
     folder = _nearest(Path(path).absolute().parent)
     prepared = prepare(stack, target=target, max_batch=max_batch, trust=trust, on_stage=on_stage, folder=folder)
     on_stage("writing")
     with prepared.scratch:
-        return write(prepared, path, layout=layout, overwrite=overwrite)
+        return write(prepared, path, layout=layout, instances=instances, overwrite=overwrite)
 
 
 def prepare(
@@ -166,10 +168,12 @@ def prepare(
     return Prepared(placement, target, parity, table.filter(~parity.edge), expected, scratch)
 
 
-def write(prepared: Prepared, path: Path | str, *, layout: str = "ensemble", overwrite: bool = False) -> Exported:
+def write(
+    prepared: Prepared, path: Path | str, *, layout: str = "ensemble", instances: int = 1, overwrite: bool = False
+) -> Exported:
     """Write a prepared stack as a model repository; arguments and errors are those of `export`."""
     path = Path(path)
-    _check_layout(layout)
+    _check_layout(layout, instances)
     check_place(path, overwrite)
     placement = prepared.placement
     if layout == "fused":
@@ -177,7 +181,7 @@ def write(prepared: Prepared, path: Path | str, *, layout: str = "ensemble", ove
         if prepared.golden is not None:
             check_answers(placement, _encode(prepared.golden, placement), prepared.expected, TOLERANCE)
     with aside(path) as fresh:
-        write_models(fresh, placement)
+        write_models(fresh, placement, instances)
         if prepared.golden is not None:
             write_golden(fresh, prepared.golden, placement.signature, prepared.expected)
         manifest = Manifest(
@@ -199,9 +203,11 @@ def _nearest(folder: Path) -> Path:
     return folder if folder.is_dir() else _nearest(folder.parent)
 
 
-def _check_layout(layout: str) -> None:
+def _check_layout(layout: str, instances: int) -> None:
     if layout not in LAYOUTS:
         raise StackError(f"there is no layout {layout}; choose one of {', '.join(LAYOUTS)}")
+    if instances < 1:
+        raise StackError(f"instances is {instances}; a model needs at least one")
 
 
 def _encode(table: Any, placement: Placement) -> dict[str, Any]:

@@ -26,6 +26,9 @@ def export(
         typer.Option(help="ensemble: a Triton model per step; fused: all steps in one, soonest for small requests."),
     ] = "ensemble",
     max_batch: Annotated[int, typer.Option(help="Rows that one request may hold.")] = 1024,
+    instances: Annotated[
+        int, typer.Option(help="Copies of every model that answer side by side: as many as the server has cores.")
+    ] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a repository that is there.")] = False,
     trust: Annotated[
         bool, typer.Option("--trust", help="Read saved NVTabular workflows, which are pickles: reading one runs it.")
@@ -52,6 +55,7 @@ def export(
             target=target,
             layout=layout,
             max_batch=max_batch,
+            instances=instances,
             overwrite=overwrite,
             trust=trust,
             on_stage=on_stage,

@@ -10,7 +10,7 @@ from tristage.export.place import PlacedModel, Placement, Tensor
 __all__ = ["ensemble_config", "model_config"]
 
 
-def model_config(model: PlacedModel, max_batch: int) -> str:
+def model_config(model: PlacedModel, max_batch: int, instances: int = 1) -> str:
     """The configuration of one step's model, for the Python backend."""
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2 as pb
@@ -21,7 +21,7 @@ def model_config(model: PlacedModel, max_batch: int) -> str:
         max_batch_size=max_batch,
         input=[pb.ModelInput(name=t.name, data_type=_type(pb, t), dims=[t.width]) for t in model.inputs],
         output=[pb.ModelOutput(name=t.name, data_type=_type(pb, t), dims=[t.width]) for t in model.outputs],
-        instance_group=[pb.ModelInstanceGroup(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)],
+        instance_group=[pb.ModelInstanceGroup(count=instances, kind=pb.ModelInstanceGroup.KIND_CPU)],
         # no queue policy: one with a size or a timeout turns Triton's prefetching off, and then a request that comes
         # just as the last one is answered waits for the batcher's 500 ms timer (seen with 2.51)
         dynamic_batching=pb.ModelDynamicBatching(),

@@ -87,12 +87,13 @@ def _swap(fresh: Path, path: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def write_models(repository: Path, placement: Placement) -> None:
-    """Write every model's folder: configuration, runner and graph; and the ensemble's."""
+def write_models(repository: Path, placement: Placement, instances: int = 1) -> None:
+    """Write every model's folder: configuration (of so many instances), runner and graph; and the ensemble's."""
     for model in placement.models:
         version = repository / model.name / "1"
         version.mkdir(parents=True)
-        (repository / model.name / "config.pbtxt").write_text(model_config(model, placement.signature.max_batch))
+        config = model_config(model, placement.signature.max_batch, instances)
+        (repository / model.name / "config.pbtxt").write_text(config)
         (version / "model.py").write_text(_RUNNER)
         save_graph(model.graph, version, placement.tables)
     ensemble = repository / placement.signature.stack

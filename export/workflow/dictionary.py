@@ -211,6 +211,8 @@ class _HashTable:
 def _hash_table(graph: GraphBuilder, keys: NDArray[np.int64], null: int, odd: int) -> _HashTable:
     """Build a hash table, a part of its buckets at a time, so that no more than a part is in memory."""
     count = len(keys) + 1
+    if count >= 2**31:
+        raise NotCompilable(f"a key column with {len(keys):,} fitted rows; a dictionary holds 2**31 at most")
     bits = max(4, (count - 1).bit_length())  # about one key a bucket
     shift, multiplier = 64 - bits, np.uint64(odd)
     parts = min(-(-count // _PART), 1 << bits)

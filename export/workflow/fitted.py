@@ -30,30 +30,32 @@ class FittedTable:
     """A table of keys and what was fitted for them.
 
     Attributes:
-        data: a pyarrow.dataset.Dataset.
-        rows: how many rows it has.
+        parts: Parquet files, or buffers that hold them, in order.
+        schema: their pyarrow.Schema.
+        rows: how many rows they have.
         start: the label of its first row, the others' follow; None where rows have labels of their own.
     """
 
-    data: Any
+    parts: tuple[Any, ...]
+    schema: Any
     rows: int
     start: int | None
 
     @property
     def names(self) -> list[str]:
         """Its columns, in order, without pandas' index."""
-        index = (self.data.schema.pandas_metadata or {}).get("index_columns", [])
-        return [name for name in self.data.schema.names if name not in index]
+        index = (self.schema.pandas_metadata or {}).get("index_columns", [])
+        return [name for name in self.schema.names if name not in index]
 
     def dtype(self, name: str) -> np.dtype[Any]:
         """The numpy dtype of a column; object for text."""
-        return np.dtype(self.data.schema.field(name).type.to_pandas_dtype())
+        return np.dtype(self.schema.field(name).type.to_pandas_dtype())
 
     def labels(self) -> NDArray[np.int64]:
         """The label of every row, [rows]: pandas' index."""
         if self.start is not None:
             return np.arange(self.start, self.start + self.rows, dtype=np.int64)
-        (name,) = self.data.schema.pandas_metadata["index_columns"]
+        (name,) = self.schema.pandas_metadata["index_columns"]
         return np.concatenate([np.empty(0, np.int64), *(chunk[name] for _, chunk in self.chunks([name]))])
 
     def chunks(self, names: Sequence[str]) -> Iterator[tuple[slice, dict[str, NDArray[Any]]]]:
@@ -77,11 +79,10 @@ class FittedTable:
 
     def _batches(self, names: Sequence[str]) -> Iterator[tuple[slice, Any]]:
         start = 0
-        for batch in self.data.to_batches(
-            columns=list(names), batch_size=CHUNK, batch_readahead=1, fragment_readahead=1, use_threads=False
-        ):
-            yield slice(start, start + batch.num_rows), batch
-            start += batch.num_rows
+        for part in self.parts:
+            for batch in _open(part).iter_batches(CHUNK, columns=list(names), use_threads=False):
+                yield slice(start, start + batch.num_rows), batch
+                start += batch.num_rows
 
 
 def read_table(path: str, what: str) -> FittedTable:
@@ -90,11 +91,11 @@ def read_table(path: str, what: str) -> FittedTable:
     Raises:
         ArtifactError: it is gone.
     """
-    import pyarrow.dataset as ds
-
-    if not Path(path).exists():
-        raise ArtifactError(f"{what}: its fitted table {path} is gone; save the workflow again", path=Path(path))
-    return _table(ds.dataset(path, format="parquet"))
+    found = Path(path)
+    parts = sorted(found.glob("[!_.]*.parquet")) if found.is_dir() else [found] if found.is_file() else []
+    if not parts:
+        raise ArtifactError(f"{what}: its fitted table {path} is gone; save the workflow again", path=found)
+    return _table(parts)
 
 
 def frame_table(frame: Any, what: str) -> FittedTable:
@@ -104,20 +105,31 @@ def frame_table(frame: Any, what: str) -> FittedTable:
         NotCompilable: a column holds objects of several types.
     """
     import pyarrow as pa
-    import pyarrow.dataset as ds
+    import pyarrow.parquet as pq
 
+    buffer = pa.BufferOutputStream()
     try:
-        return _table(ds.dataset(pa.Table.from_pandas(frame, preserve_index=False)))
+        pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), buffer)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise NotCompilable(f"{what}: its table holds objects that are neither numbers nor texts ({error})") from error
+    return _table([buffer.getvalue()])
 
 
-def _table(data: Any) -> FittedTable:
-    index = (data.schema.pandas_metadata or {}).get("index_columns", [])
+def _table(parts: Sequence[Any]) -> FittedTable:
+    opened = [_open(part) for part in parts]
+    schema = opened[0].schema_arrow
     start: int | None = 0
-    for entry in index:
+    for entry in (schema.pandas_metadata or {}).get("index_columns", []):
         start = entry["start"] if isinstance(entry, dict) else None
-    return FittedTable(data, data.count_rows(), start)
+    return FittedTable(tuple(parts), schema, sum(part.metadata.num_rows for part in opened), start)
+
+
+def _open(part: Any) -> Any:
+    """A part, of which no more is read at once than is asked for."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(pa.BufferReader(part) if isinstance(part, pa.Buffer) else part, buffer_size=1 << 20)
 
 
 def _text_keys(array: Any, texts: dict[int, str]) -> NDArray[np.int64]:
