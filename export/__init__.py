@@ -5,9 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tristage.export._export import LAYOUTS, TARGETS, TOLERANCE, Exported, Prepared, export, prepare, write
+    from tristage.export._export import (
+        LAYOUTS,
+        TARGETS,
+        TOLERANCE,
+        Exported,
+        Fallback,
+        Prepared,
+        export,
+        prepare,
+        write,
+    )
 
-__all__ = ["LAYOUTS", "TARGETS", "TOLERANCE", "Exported", "Prepared", "export", "prepare", "write"]
+__all__ = ["LAYOUTS", "TARGETS", "TOLERANCE", "Exported", "Fallback", "Prepared", "export", "prepare", "write"]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tristage.errors import ExportError, StackError
 from tristage.export.check import Parity, check_answers, check_parity, open_model
+from tristage.export.fallbacks import Fallback, try_fallbacks
 from tristage.export.golden import check_golden, golden_columns, read_golden_rows, write_golden
 from tristage.export.lower import lower
 from tristage.export.place import Placement, fuse, place
@@ -23,7 +24,7 @@ from tristage.export.repository import aside, check_place, write_models
 from tristage.manifest import Manifest, checksums, write_manifest
 from tristage.stack import Stack
 
-__all__ = ["LAYOUTS", "TARGETS", "TOLERANCE", "Exported", "Prepared", "export", "prepare", "write"]
+__all__ = ["LAYOUTS", "TARGETS", "TOLERANCE", "Exported", "Fallback", "Prepared", "export", "prepare", "write"]
 
 TARGETS = ("pip-cpu",)
 LAYOUTS = ("ensemble", "fused")
@@ -56,6 +57,7 @@ class Prepared:
         golden: the golden rows that it was compared on, a pyarrow.Table; None without.
         expected: output -> what the training libraries answered for them.
         scratch: holds the large tables until `write` links or copies them; vanishes with the last that refers to it.
+        fallbacks: the steps that NVTabular itself serves.
     """
 
     placement: Placement
@@ -64,6 +66,7 @@ class Prepared:
     golden: Any
     expected: Mapping[str, NDArray[Any]]
     scratch: tempfile.TemporaryDirectory[str]
+    fallbacks: tuple[Fallback, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,11 +77,14 @@ class Exported:
         path: the model repository.
         manifest: its manifest.
         parity: how far it is from the training libraries on the golden rows; None without golden rows.
+        fallbacks: the steps that NVTabular itself serves, since they could not be compiled, and what that costs: as
+            measured, so that it stands here and not in the manifest, whose bytes are the same every time.
     """
 
     path: Path
     manifest: Manifest
     parity: Parity | None
+    fallbacks: tuple[Fallback, ...] = ()
 
 
 def export(
@@ -149,23 +155,33 @@ def prepare(
         scratch = tempfile.TemporaryDirectory(prefix=".tristage-", dir=folder)
     except OSError as error:
         raise ExportError(f"{error.filename or folder} cannot be written: {error.strerror or error}") from error
-    lowered = lower(stack, columns, lambda step: on_stage(f"converting {step}"), trust=trust, tables=Path(scratch.name))
+    frame = None if table is None else table.to_pandas()
+    lowered = lower(
+        stack,
+        columns,
+        lambda step: on_stage(f"converting {step}"),
+        rows=frame,
+        trust=trust,
+        tables=Path(scratch.name),
+    )
     placement = _nullable(place(lowered, max_batch))
     if table is None:
         for model in placement.models:
             open_model(model, placement.tables)
-        return Prepared(placement, target, None, None, {}, scratch)
+        fallbacks = try_fallbacks(lowered, placement, None, TOLERANCE)
+        return Prepared(placement, target, None, None, {}, scratch, fallbacks)
     check_golden(table, placement.signature)
     on_stage(f"asking the training libraries about {table.num_rows} golden rows")
-    frame = table.to_pandas()
     answers = reference_answers(lowered, frame)
     on_stage("comparing the graphs with their answers")
-    parity = check_parity(lowered, placement, _encode(table, placement), answers, frame, TOLERANCE)
+    inputs = _encode(table, placement)
+    parity = check_parity(lowered, placement, inputs, answers, frame, TOLERANCE)
     expected = {
         name: np.asarray(answers[source.step or ""][source.column.name])[~parity.edge]
         for name, source in lowered.outputs.items()
     }
-    return Prepared(placement, target, parity, table.filter(~parity.edge), expected, scratch)
+    fallbacks = try_fallbacks(lowered, placement, inputs, TOLERANCE)
+    return Prepared(placement, target, parity, table.filter(~parity.edge), expected, scratch, fallbacks)
 
 
 def write(
@@ -192,10 +208,10 @@ def write(
             models={step: model.name for model in placement.models for step in model.steps},
             versions=_versions(),
             files=checksums(fresh),
-            notes=_notes(prepared.parity),
+            notes=(*_notes(prepared.parity), *map(_fallback_note, prepared.fallbacks)),
         )
         write_manifest(fresh, manifest)
-    return Exported(path, manifest, prepared.parity)
+    return Exported(path, manifest, prepared.parity, prepared.fallbacks)
 
 
 def _nearest(folder: Path) -> Path:
@@ -243,6 +259,13 @@ def _notes(parity: Parity | None) -> tuple[str, ...]:
             f"other way for a difference in an earlier model's answer that is below {TOLERANCE:g}"
         )
     return tuple(notes)
+
+
+def _fallback_note(fallback: Fallback) -> str:
+    return (
+        f"{fallback.step} is served by NVTabular itself, from its saved workflow, many times slower than compiled: "
+        f"{fallback.reason}"
+    )
 
 
 def _versions() -> dict[str, str]:

@@ -17,6 +17,9 @@ from tristage.export.place import PlacedModel, Placement
 from tristage.export.reference import answer_step
 from tristage.export.repository import save_graph
 from tristage.serving.graph import Graph, GraphError
+from tristage.serving.interpreted import Interpreter
+from tristage.serving.runner import Runnable
+from tristage.serving.workflow_file import WorkflowFile
 
 __all__ = ["MAX_EDGE_SHARE", "Parity", "check_answers", "check_parity", "open_model", "run_placement"]
 
@@ -60,16 +63,22 @@ def run_placement(placement: Placement, inputs: Mapping[str, NDArray[Any]]) -> d
     return tensors
 
 
-def open_model(model: PlacedModel, tables: Path | None = None) -> Graph:
-    """A placed model's graph, opened from files as the server opens it.
+def open_model(model: PlacedModel, tables: Path | None = None) -> Runnable:
+    """A placed model, opened as the server opens it.
 
     Args:
         model: the model.
         tables: the folder of the large tables it refers to.
 
     Raises:
-        ArtifactError: ONNX Runtime lacks an operator of it for one of its dtypes.
+        ArtifactError: ONNX Runtime lacks an operator of it for one of its dtypes, or NVTabular cannot load its
+            workflow.
     """
+    if isinstance(model.graph, WorkflowFile):
+        try:
+            return Interpreter.open(model.graph)
+        except GraphError as error:
+            raise ArtifactError(f"step {', '.join(model.steps)}: {error}") from error
     with tempfile.TemporaryDirectory(dir=tables, prefix="model-") as folder:
         try:
             return Graph.open(save_graph(model.graph, Path(folder), tables))

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from tristage.terminal import console, out, stages
+
+if TYPE_CHECKING:
+    from tristage.export import Fallback
 
 __all__ = ["export", "inspect"]
 
@@ -62,9 +67,17 @@ def export(
         )
     differences = {} if made.parity is None else dict(made.parity.differences)
     compared = 0 if made.parity is None else int((~made.parity.edge).sum())
+    for fallback in made.fallbacks:
+        console.print(
+            f"[yellow]{escape(_cost(fallback))}[/]",
+            soft_wrap=True,
+        )
     if as_json:
         document = {"repository": str(made.path), "stack": made.manifest.stack, "notes": made.manifest.notes}
-        typer.echo(json.dumps({**document, "golden_rows": compared, "differences": differences}))
+        fallbacks = [asdict(fallback) for fallback in made.fallbacks]
+        typer.echo(
+            json.dumps({**document, "golden_rows": compared, "differences": differences, "fallbacks": fallbacks})
+        )
         return
     table = Table("step", "Triton model", "largest difference", title=f"{made.manifest.stack} -> {made.path}")
     for step, model in made.manifest.models.items():
@@ -75,7 +88,16 @@ def export(
         if compared
         else "[yellow]No golden rows: unproven.[/]"
     )
-    console.print(f"{proof} Serve it: tristage serve {made.path} --cores 0")
+    trusting = " --trust" if made.fallbacks else ""
+    console.print(f"{proof} Serve it: tristage serve {made.path} --cores 0{trusting}")
+
+
+def _cost(fallback: Fallback) -> str:
+    return (
+        f"step {fallback.step} is served by NVTabular itself, which took {fallback.milliseconds:.3g} ms for one row "
+        f"just now, where a compiled workflow takes a fraction of a millisecond: {fallback.reason}. A lowering is one "
+        "function, registered with tristage.export.workflow.lowers: see docs/custom_operators.md"
+    )
 
 
 def inspect(

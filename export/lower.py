@@ -16,7 +16,15 @@ from tristage.export.forest import ForestSet, read_forests
 from tristage.export.forest.read import find_forests
 from tristage.export.net import Net, read_net
 from tristage.export.net.read import find_converter
-from tristage.export.workflow import CompiledWorkflow, compile_workflow, raw_columns
+from tristage.export.workflow import (
+    CompiledWorkflow,
+    InterpretedWorkflow,
+    NoLowering,
+    compile_workflow,
+    interpret,
+    raw_columns,
+)
+from tristage.export.workflow.read import find_workflow, folder_of, open_workflow
 from tristage.stack import ForestStep, MeanStep, NetStep, Stack, WorkflowStep, split_reference
 
 __all__ = ["Body", "Feed", "LoweredStack", "LoweredStep", "Mean", "Source", "Workflow", "lower"]
@@ -50,10 +58,10 @@ class Feed:
 
 @dataclass(frozen=True)
 class Workflow:
-    """A compiled workflow beside the fitted one it came from."""
+    """A fitted workflow and how it is served: compiled, or where that cannot be, by NVTabular itself."""
 
     fitted: Any
-    compiled: CompiledWorkflow
+    served: CompiledWorkflow | InterpretedWorkflow
 
 
 @dataclass(frozen=True)
@@ -103,6 +111,7 @@ def lower(
     golden: Mapping[str, Column],
     on_step: Callable[[str], None] = lambda _: None,
     *,
+    rows: Any = None,
     trust: bool = False,
     tables: Path | None = None,
 ) -> LoweredStack:
@@ -113,6 +122,8 @@ def lower(
         golden: the columns of its golden rows, which say which raw columns hold nulls, and the types of raw columns
             that no workflow reads.
         on_step: called with a step's name before it is lowered.
+        rows: the golden rows as a pandas.DataFrame, which say what columns NVTabular makes where it serves a workflow
+            itself; None without golden rows.
         trust: whether saved workflows may be read, which runs what their pickle says.
         tables: the folder that large tables are written to; None keeps all in memory.
 
@@ -129,7 +140,7 @@ def lower(
         reader = _Reader(name, stack, steps, raw, golden)
         match step:
             case WorkflowStep():
-                steps[name] = _lower_workflow(name, step, stack, golden, raw, tables)
+                steps[name] = _lower_workflow(name, step, stack, golden, raw, rows, tables)
             case ForestStep():
                 steps[name] = _lower_forest(name, step, stack, reader)
             case NetStep():
@@ -151,17 +162,7 @@ def _find_artifacts(stack: Stack, trust: bool) -> None:
     for name, step in stack.steps.items():
         match step:
             case WorkflowStep(workflow=artifact):
-                if isinstance(artifact, (str, Path)) and not (Path(artifact) / "workflow.pkl").is_file():
-                    raise ArtifactError(
-                        f"step {name}: {artifact} is no folder that Workflow.save wrote (it has no workflow.pkl)",
-                        path=Path(artifact),
-                    )
-                if isinstance(artifact, (str, Path)) and not trust:
-                    raise ArtifactError(
-                        f"step {name}: reading {artifact} runs whatever its pickle says (NVTabular saves workflows "
-                        "so); if you trust who wrote it, say so with --trust, or trust=True in Python",
-                        path=Path(artifact),
-                    )
+                find_workflow(name, artifact, trust)
             case ForestStep(forest=artifact):
                 find_forests(name, artifact)
             case NetStep(net=artifact):
@@ -205,6 +206,9 @@ class _Reader:
             return sources
         matches = [source for source in sources if fnmatch.fnmatchcase(source.column.name, pattern)]
         if not matches:
+            why = _unserved(self._steps[step]).get(pattern)
+            if why is not None:
+                raise StackError(f"{where} reads {reference}, which {why}", step=self._name or None)
             near = difflib.get_close_matches(pattern, [column.name for column in columns], n=3)
             hint = f"did you mean {' or '.join(near)}?" if near else f"it has {_some([c.name for c in columns])}"
             raise StackError(
@@ -239,36 +243,29 @@ def _lower_workflow(
     stack: Stack,
     golden: Mapping[str, Column],
     raw: dict[str, Column],
+    rows: Any,
     tables: Path | None,
 ) -> LoweredStep:
-    fitted = _open_workflow(name, step.workflow)
-    if getattr(fitted, "input_schema", None) is None or fitted.output_schema is None:
-        raise ArtifactError(f"step {name}: the workflow is not fitted; call fit, or fit_transform, first")
+    fitted = open_workflow(name, step.workflow)
     nullable = frozenset(column.name for column in golden.values() if column.nullable)
+    served: CompiledWorkflow | InterpretedWorkflow
     try:
         columns = raw_columns(fitted, stack.inputs, nullable, golden)
-        compiled = compile_workflow(fitted, columns, tables)
+        try:
+            served = compile_workflow(fitted, columns, tables)
+            made = served.outputs
+        except NoLowering as lack:
+            served, made = interpret(fitted, folder_of(step.workflow, lack.reason), columns, rows, lack.reason)
     except ArtifactError as error:
         raise ArtifactError(f"step {name}: {error}", path=error.path) from error
     raw.update({column.name: column for column in columns})
     feeds = tuple(Feed(column.name, (Source(None, column),), column.wire_dtype) for column in columns)
-    return LoweredStep(name, Workflow(fitted, compiled), feeds, compiled.outputs)
+    return LoweredStep(name, Workflow(fitted, served), feeds, made)
 
 
-def _open_workflow(name: str, artifact: Any) -> Any:
-    if not isinstance(artifact, (str, Path)):
-        if not hasattr(artifact, "output_node"):
-            raise ArtifactError(f"step {name}: a {type(artifact).__name__} is no nvtabular.Workflow")
-        return artifact
-    path = Path(artifact)
-    import nvtabular
-
-    try:
-        return nvtabular.Workflow.load(path)
-    except Exception as error:  # unpickling raises whatever the operators raise
-        raise ArtifactError(
-            f"step {name}: NVTabular {nvtabular.__version__} cannot load {path} ({error})", path=path
-        ) from error
+def _unserved(step: LoweredStep) -> Mapping[str, str]:
+    served = step.body.served if isinstance(step.body, Workflow) else None
+    return served.unserved if isinstance(served, InterpretedWorkflow) else {}
 
 
 def _lower_forest(name: str, step: ForestStep, stack: Stack, reader: _Reader) -> LoweredStep:

@@ -20,8 +20,10 @@ from tristage.export.forest.to_onnx import add_forests
 from tristage.export.lower import Feed, LoweredStack, LoweredStep, Mean, Source, Workflow
 from tristage.export.net import Net
 from tristage.export.onnx_graph import GraphBuilder
+from tristage.export.workflow import InterpretedWorkflow
 from tristage.export.workflow.values import pack
 from tristage.fingerprint import DERIVED
+from tristage.serving.workflow_file import Port, WorkflowFile
 
 __all__ = ["PlacedModel", "Placement", "Tensor", "fuse", "place"]
 
@@ -42,7 +44,7 @@ class PlacedModel:
     Attributes:
         name: the Triton model's name.
         steps: the steps it computes.
-        graph: the ONNX model.
+        graph: the ONNX model; or, of a workflow that NVTabular itself serves, what its `workflow.json` says.
         inputs: the tensors it reads.
         outputs: the tensors it emits.
         columns: output tensor -> the columns that lie side by side in it, each as (step, column).
@@ -50,7 +52,7 @@ class PlacedModel:
 
     name: str
     steps: tuple[str, ...]
-    graph: onnx.ModelProto
+    graph: onnx.ModelProto | WorkflowFile
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     columns: Mapping[str, tuple[tuple[str, str], ...]]
@@ -96,7 +98,10 @@ def place(lowered: LoweredStack, max_batch: int) -> Placement:
     inputs: dict[str, Column] = {}
     for step in lowered.steps:
         graph = _graph(step, steps, ports)
-        names = list(dict.fromkeys(value.name.removeprefix(DERIVED) for value in graph.graph.input))
+        if isinstance(graph, WorkflowFile):
+            names = [column.name for column in graph.inputs]
+        else:
+            names = list(dict.fromkeys(value.name.removeprefix(DERIVED) for value in graph.graph.input))
         raw = {
             source.column.name: source.column for feed in step.feeds for source in feed.sources if source.step is None
         }
@@ -125,31 +130,42 @@ def place(lowered: LoweredStack, max_batch: int) -> Placement:
 
 
 def fuse(placement: Placement) -> Placement:
-    """The same stack in the layout `fused`: every step in one Triton model, so that a request makes one hop."""
+    """The same stack in the layout `fused`: every step in one Triton model, so that a request makes one hop.
+
+    A workflow that NVTabular itself serves stays a model of its own, which the one reads.
+    """
+    kept = [model for model in placement.models if isinstance(model.graph, WorkflowFile)]
+    graphs = [(model, model.graph) for model in placement.models if not isinstance(model.graph, WorkflowFile)]
+    models = [model for model, _ in graphs]
+    if not models:
+        return placement
     graph = GraphBuilder()
-    inputs = tuple(Tensor(column.name, column.wire_dtype, column.width) for column in placement.signature.inputs)
+    raw = [Tensor(column.name, column.wire_dtype, column.width) for column in placement.signature.inputs]
+    given = [*raw, *(tensor for model in kept for tensor in model.outputs)]
+    read = {tensor.name for model in models for tensor in model.inputs}
+    inputs = tuple(tensor for tensor in given if tensor.name in read)
     tensors = {tensor.name: graph.input(tensor.name, tensor.dtype, tensor.width) for tensor in inputs}
-    emitted = {tensor.name: tensor for model in placement.models for tensor in model.outputs}
-    columns = {name: every for model in placement.models for name, every in model.columns.items()}
+    emitted = {tensor.name: tensor for model in models for tensor in model.outputs}
+    columns = {name: every for model in models for name, every in model.columns.items()}
     widths = {tensor.name: tensor.width for tensor in inputs}
 
     def tensor_of(name: str) -> str:
         text = name.removeprefix(DERIVED)
         return tensors[name] if text == name else graph.input(name, "int64", widths[text])
 
-    for model in placement.models:
-        made = graph.embed(model.graph, {value.name: tensor_of(value.name) for value in model.graph.graph.input})
+    for model, its in graphs:
+        made = graph.embed(its, {value.name: tensor_of(value.name) for value in its.graph.input})
         tensors.update(zip((tensor.name for tensor in model.outputs), made, strict=True))
-    outputs = tuple(emitted[column.name] for column in placement.signature.outputs)
+    outputs = tuple(emitted[column.name] for column in placement.signature.outputs if column.name in emitted)
     fused = PlacedModel(
         name=f"{placement.signature.stack}_fused",
-        steps=tuple(step for model in placement.models for step in model.steps),
+        steps=tuple(step for model in models for step in model.steps),
         graph=graph.model([(tensor.name, tensors[tensor.name], tensor.dtype, tensor.width) for tensor in outputs]),
         inputs=inputs,
         outputs=outputs,
         columns={tensor.name: columns[tensor.name] for tensor in outputs},
     )
-    return Placement(placement.signature, (fused,), placement.tables)
+    return Placement(placement.signature, (*kept, fused), placement.tables)
 
 
 def _ports(lowered: LoweredStack) -> dict[str, list[_Port]]:
@@ -194,9 +210,16 @@ def _runs(sources: Sequence[Source]) -> list[tuple[str | None, list[Source]]]:
     return runs
 
 
-def _graph(step: LoweredStep, steps: Mapping[str, LoweredStep], ports: Mapping[str, list[_Port]]) -> onnx.ModelProto:
+def _graph(
+    step: LoweredStep, steps: Mapping[str, LoweredStep], ports: Mapping[str, list[_Port]]
+) -> onnx.ModelProto | WorkflowFile:
     if isinstance(step.body, Workflow):
-        compiled = step.body.compiled
+        compiled = step.body.served
+        if isinstance(compiled, InterpretedWorkflow):
+            emitted = [
+                (port.tensor, tuple(step.columns[position] for position in port.positions)) for port in ports[step.name]
+            ]
+            return compiled.emitting([Port(tensor.name, tensor.dtype, columns) for tensor, columns in emitted])
         values = [compiled.values[column.name] for column in step.columns]
         return compiled.graph.model(
             [

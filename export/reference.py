@@ -5,19 +5,17 @@ Nothing here reads a lowered graph: this is the other side of every comparison.
 
 from __future__ import annotations
 
-import copy
-import logging
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tristage.columns import Column
 from tristage.errors import ArtifactError
 from tristage.export.forest import ForestSet
 from tristage.export.lower import Feed, LoweredStack, LoweredStep, Mean, Source, Workflow
 from tristage.export.net import Net
+from tristage.serving.nvtabular import TransformFailed, at_serving_time, cut_lists, transform, values
 
 __all__ = ["answer_step", "reference_answers"]
 
@@ -71,45 +69,12 @@ def answer_step(
 
 
 def _transform(step: LoweredStep, fitted: Any, frame: Any) -> dict[str, NDArray[Any]]:
-    workflow = _at_serving_time(fitted)
-    given = {feed.name: feed.sources[0].column for feed in step.feeds}
-    raw = frame.copy(deep=False)
-    for name in workflow.input_schema.column_names:
-        if name not in raw:
-            raw[name] = 0  # a target: read by nothing once the folds are gone, but asked for
-    for name, column in given.items():
-        if column.length is not None:
-            raw[name] = [[] if values is None else list(values)[: column.length] for values in raw[name]]
-    log = logging.getLogger("merlin")
-    muted, log.disabled = log.disabled, True  # it prints a traceback of what it raises
+    raw = cut_lists(frame, [feed.sources[0].column for feed in step.feeds])
     try:
-        made = workflow.transform(raw[workflow.input_schema.column_names])
-    except Exception as error:  # NVTabular lets pandas' errors through
-        reason = f"{error}: {error.__cause__}" if error.__cause__ else f"{error}"
-        raise ArtifactError(f"step {step.name}: NVTabular's transform fails on the golden rows ({reason})") from error
-    finally:
-        log.disabled = muted
-    return {column.name: _values(made[column.name], column) for column in step.columns}
-
-
-def _at_serving_time(fitted: Any) -> Any:
-    """The workflow with TargetEncoding over all folds: at serving time a row belongs to no fold."""
-    from merlin.dag import Graph
-    from nvtabular.ops import TargetEncoding
-
-    workflow = copy.deepcopy(fitted)
-    for node in Graph.get_nodes_by_op_type([workflow.output_node], TargetEncoding):
-        node.op.kfold = 1
-    return workflow
-
-
-def _values(series: Any, column: Column) -> NDArray[Any]:
-    if column.length is None:
-        return np.asarray(series)
-    padded = np.full((len(series), column.length), column.pad, dtype=column.numpy_dtype)
-    for row, values in enumerate([] if values is None else values for values in series):
-        padded[row, : len(values)] = values[: column.length]
-    return padded
+        made = transform(at_serving_time(fitted), raw)
+    except TransformFailed as error:
+        raise ArtifactError(f"step {step.name}: NVTabular's transform fails on the golden rows ({error})") from error
+    return {column.name: values(made[column.name], column) for column in step.columns}
 
 
 def _feed(feed: Feed, answers: Mapping[str, Mapping[str, NDArray[Any]]], frame: Any) -> NDArray[Any]:
@@ -122,7 +87,7 @@ def _feed(feed: Feed, answers: Mapping[str, Mapping[str, NDArray[Any]]], frame: 
 
 def _source(source: Source, answers: Mapping[str, Mapping[str, NDArray[Any]]], frame: Any) -> NDArray[Any]:
     if source.step is None:
-        return _values(frame[source.column.name], source.column)
+        return values(frame[source.column.name], source.column)
     return answers[source.step][source.column.name]
 
 

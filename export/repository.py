@@ -15,6 +15,7 @@ from tristage.errors import ExportError
 from tristage.export.config import ensemble_config, model_config
 from tristage.export.place import Placement
 from tristage.manifest import KEPT, MANIFEST
+from tristage.serving.workflow_file import WORKFLOW_FILE, WorkflowFile
 
 __all__ = ["aside", "check_place", "save_graph", "write_models"]
 
@@ -95,7 +96,10 @@ def write_models(repository: Path, placement: Placement, instances: int = 1) -> 
         config = model_config(model, placement.signature.max_batch, instances)
         (repository / model.name / "config.pbtxt").write_text(config)
         (version / "model.py").write_text(_RUNNER)
-        save_graph(model.graph, version, placement.tables)
+        if isinstance(model.graph, WorkflowFile):
+            (version / WORKFLOW_FILE).write_text(model.graph.to_json(), encoding="utf-8")
+        else:
+            save_graph(model.graph, version, placement.tables)
     ensemble = repository / placement.signature.stack
     (ensemble / "1").mkdir(parents=True)
     # Triton wants the version's folder; a file keeps it alive in archives that drop empty folders

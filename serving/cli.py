@@ -41,6 +41,12 @@ def serve(
         str, typer.Option(help="Address to listen on. There is no authentication: 0.0.0.0 serves whoever reaches it.")
     ] = "127.0.0.1",
     timeout: Annotated[float, typer.Option(help="Seconds until all models must be ready.")] = 120.0,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust", help="Read the saved workflows of steps that NVTabular itself serves: reading a pickle runs it."
+        ),
+    ] = False,
 ) -> None:
     """Serve a model repository with Triton until Ctrl-C or SIGTERM; requests in flight are answered."""
     from tristage.manifest import read_manifest
@@ -72,6 +78,7 @@ def serve(
             metrics_port=metrics_port,
             host=host,
             timeout=timeout,
+            trust=trust,
             log=sys.stderr,
         ) as server:
             running.append(server)

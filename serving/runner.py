@@ -1,4 +1,4 @@
-"""What a step's model.py names: runs the step's lowered graph inside Triton's Python backend."""
+"""What a step's model.py names: runs the step's lowered graph, or its workflow, inside Triton's Python backend."""
 
 from __future__ import annotations
 
@@ -7,32 +7,48 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tristage.serving.graph import Graph, GraphError, decode
+from tristage.errors import RepositoryError
+from tristage.serving.graph import Graph, GraphError, Tensor, decode
+from tristage.serving.interpreted import Interpreter
+from tristage.serving.workflow_file import TRUST, WORKFLOW_FILE, WorkflowFile
 
 __all__ = ["TritonPythonModel"]
 
 Tensors = dict[str, NDArray[Any]]
 
 
+class Runnable(Protocol):
+    """What a model's folder is opened as: a Graph or an Interpreter."""
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What it reads."""
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """What it emits."""
+
+    def run(self, tensors: Mapping[str, NDArray[Any]]) -> Tensors:
+        """Evaluate it; raises GraphError."""
+
+
 class TritonPythonModel:
-    """Opens graph.onnx from the model's version folder; evaluates all requests it is handed at once."""
+    """Opens what lies in the model's version folder; evaluates all requests it is handed at once."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Open the graph and compare it with the model's configuration.
+        """Open the graph or the workflow and compare it with the model's configuration.
 
         Raises:
-            GraphError: the graph cannot be opened or has other tensors than config.pbtxt; the model does not load.
+            GraphError: it cannot be opened or has other tensors than config.pbtxt; the model does not load.
         """
         self._triton: Any = importlib.import_module("triton_python_backend_utils")  # exists only inside Triton
         config = json.loads(args["model_config"])
-        folder = Path(args["model_repository"]) / args["model_version"]
-        threads = int(os.environ.get("TRISTAGE_THREADS", "1"))
-        self._graph = Graph.open(folder / "graph.onnx", threads)
+        self._graph = open_folder(Path(args["model_repository"]) / args["model_version"])
         check_config(self._graph, config)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
@@ -64,7 +80,27 @@ class TritonPythonModel:
         )
 
 
-def check_config(graph: Graph, config: Mapping[str, Any]) -> None:
+def open_folder(folder: Path) -> Runnable:
+    """Open a model's version folder.
+
+    Raises:
+        GraphError: what lies there cannot be opened, or is a workflow and nobody has said that it may be read.
+    """
+    file = folder / WORKFLOW_FILE
+    if not file.is_file():
+        return Graph.open(folder / "graph.onnx", int(os.environ.get("TRISTAGE_THREADS", "1")))
+    if os.environ.get(TRUST) != "1":
+        raise GraphError(
+            f"{file} names a saved workflow, a pickle, and reading one runs it: tristage serve --trust allows that "
+            f"(elsewhere, {TRUST}=1 in the environment)"
+        )
+    try:
+        return Interpreter.open(WorkflowFile.read(file))
+    except RepositoryError as error:
+        raise GraphError(str(error)) from error
+
+
+def check_config(graph: Runnable, config: Mapping[str, Any]) -> None:
     """Compare a graph with a model configuration.
 
     Raises:
@@ -75,14 +111,15 @@ def check_config(graph: Graph, config: Mapping[str, Any]) -> None:
         said = {entry["name"]: entry["data_type"] for entry in config[side]}
         fits = said == have if side == "input" else said.items() <= have.items()  # an output may go unread
         if not fits:
-            raise GraphError(f"config.pbtxt and graph.onnx differ in their {side}s: {said} against {have}")
+            file = WORKFLOW_FILE if isinstance(graph, Interpreter) else "graph.onnx"
+            raise GraphError(f"config.pbtxt and {file} differ in their {side}s: {said} against {have}")
 
 
-def evaluate(graph: Graph, requests: Sequence[Tensors | GraphError]) -> list[Tensors | GraphError]:
-    """Evaluate a graph once for many requests.
+def evaluate(graph: Runnable, requests: Sequence[Tensors | GraphError]) -> list[Tensors | GraphError]:
+    """Evaluate a graph, or a workflow, once for many requests.
 
     Args:
-        graph: the graph.
+        graph: what to evaluate.
         requests: inputs of each request, [rows, k] with rows of its own; or the error it already has.
 
     Returns:
@@ -93,14 +130,14 @@ def evaluate(graph: Graph, requests: Sequence[Tensors | GraphError]) -> list[Ten
     return [request if isinstance(request, GraphError) else next(answers) for request in requests]
 
 
-def _alone(graph: Graph, request: Tensors) -> Tensors | GraphError:
+def _alone(graph: Runnable, request: Tensors) -> Tensors | GraphError:
     try:
         return graph.run(request)
     except GraphError as error:
         return error
 
 
-def _join(graph: Graph, requests: Sequence[Tensors]) -> Sequence[Tensors | GraphError]:
+def _join(graph: Runnable, requests: Sequence[Tensors]) -> Sequence[Tensors | GraphError]:
     try:
         first = graph.inputs[0].name
         ends = np.cumsum([len(request[first]) for request in requests])

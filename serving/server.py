@@ -18,9 +18,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, cast
 
-from tristage.errors import PortInUse, RepositoryError, ServerError
+from tristage.errors import ArtifactError, PortInUse, RepositoryError, ServerError
+from tristage.manifest import Manifest, check_files, read_manifest
 from tristage.serving.log import Log, LogTarget, reason, still_loading, taken_port
 from tristage.serving.triton import EXIT_TIMEOUT, Ports, Triton, arguments, environment, find_triton
+from tristage.serving.workflow_file import TRUST, WORKFLOW_FILE, WorkflowFile, check_folder
 
 __all__ = ["Server", "serve"]
 
@@ -123,6 +125,7 @@ def serve(
     metrics_port: int = 8002,
     host: str = "127.0.0.1",
     timeout: float = 120.0,
+    trust: bool = False,
     log: LogTarget = None,
 ) -> Server:
     """Start Triton on a repository that `tristage export` wrote, and wait until all its models are ready.
@@ -135,6 +138,8 @@ def serve(
         metrics_port: port for Prometheus metrics.
         host: IPv4 address or name of this machine to listen on; "0.0.0.0" is all of them.
         timeout: seconds until the server must be ready.
+        trust: whether the saved workflows of steps that could not be compiled may be read, which runs what their
+            pickles say.
         log: takes Triton's log, a function line by line or an open text file; None drops it.
 
     Returns:
@@ -142,22 +147,22 @@ def serve(
 
     Raises:
         RepositoryError: the repository is incomplete, or a file in it is not the one that was exported.
+        ArtifactError: a saved workflow has to be read, and is not trusted, gone or changed.
         PortInUse: a port is taken.
         ServerError: no Triton is installed, a core does not exist, a model does not load, or the server is not ready
             in time.
     """
-    from tristage.manifest import check_files, read_manifest
-
     root = Path(repository).absolute()
     manifest = read_manifest(root)
     check_files(root, manifest)
     if not (root / manifest.stack).is_dir():
         raise RepositoryError(f"{root} has no model {manifest.stack}, which its manifest names; export the stack again")
+    _check_workflows(root, manifest, trust)
     pinned = _check_cores(cores)
     address = _address(host)
     wanted = {"--http-port": http_port, "--grpc-port": grpc_port, "--metrics-port": metrics_port}
     triton = find_triton()
-    env = environment(triton, pinned)
+    env = {**environment(triton, pinned), TRUST: "1" if trust else "0"}
     deadline = time.monotonic() + timeout
     attempts = 3 if 0 in wanted.values() else 1  # between choosing a free port and using it, another may take it
     while True:
@@ -273,6 +278,21 @@ def _listens(pid: int, port: int) -> bool:
             if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
                 return f"socket:[{fields[9]}]" in open_files
     return False
+
+
+def _check_workflows(root: Path, manifest: Manifest, trust: bool) -> None:
+    """Refuse, before anything is started, saved workflows that are not trusted or not what they were."""
+    for name in manifest.files:
+        if not name.endswith(f"/1/{WORKFLOW_FILE}"):
+            continue
+        file = WorkflowFile.read(root / name)
+        if not trust:
+            raise ArtifactError(
+                f"{manifest.stack} runs NVTabular on the saved workflow {file.folder}, and reading that runs whatever "
+                "its pickle says; if you trust who wrote it, say so with --trust, or trust=True in Python",
+                path=Path(file.folder),
+            )
+        check_folder(file)
 
 
 def _address(host: str) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 from tristage.columns import DTYPES
 from tristage.export.onnx_graph import GraphBuilder
 from tristage.export.workflow.registry import Node, lowers
-from tristage.export.workflow.values import NotCompilable, Value, materialise
+from tristage.export.workflow.values import NotCompilable, NotServable, Value, materialise
 
 __all__: list[str] = []
 
@@ -24,7 +24,7 @@ def reduce_dtype_size(node: Node, graph: GraphBuilder) -> dict[str, Value]:
         if value.dtype == "string":
             continue
         if value.length is not None:
-            raise NotCompilable(f"ReduceDtypeSize reads the list column {name}, which NVTabular 23.8 fails on too")
+            raise NotServable(f"ReduceDtypeSize reads the list column {name}, which NVTabular 23.8 fails on too")
         to = np.dtype(reduced.to_numpy).name
         if to not in DTYPES:
             raise NotCompilable(f"ReduceDtypeSize makes {name} {to}, which is not served; give float_dtype float32")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,21 @@ from tristage.export.workflow import (  # noqa: F401
     slices,
 )
 from tristage.export.workflow.refusals import refusal_of
-from tristage.export.workflow.registry import LOWERINGS, Node, lowering_of, lowers
-from tristage.export.workflow.values import NotCompilable, Value
+from tristage.export.workflow.registry import Node, lowering_of, lowers
+from tristage.export.workflow.values import NotCompilable, NotServable, Value
 from tristage.stack import ListInput
 
-__all__ = ["CompiledWorkflow", "compile_workflow", "raw_columns"]
+__all__ = ["CompiledWorkflow", "NoLowering", "compile_workflow", "raw_columns"]
+
+
+class NoLowering(ArtifactError):
+    """A workflow cannot be compiled, but NVTabular itself can serve it. `reason` names the operator and says why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"the workflow cannot be compiled: {reason}. Lowerings are registered with tristage.export.workflow.lowers"
+        )
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -119,17 +130,24 @@ def compile_workflow(workflow: Any, raw: Sequence[Column], tables: Path | None =
         tables: the folder that large tables are written to, where the graph will find them; None keeps all in memory.
 
     Raises:
-        ArtifactError: an operator, or a use of one, has no lowering; the message names it.
+        NoLowering: an operator, or a use of one, has no lowering.
+        ArtifactError: nothing can serve an operator, or a use of one, right; the message names it.
     """
     graph = GraphBuilder(tables)
     sources = {column.name: _source(graph, column) for column in raw}
     done: dict[int, dict[str, Value]] = {}
     try:
+        for node in _nodes(workflow.output_node):
+            refusal = refusal_of(node.op, node.input_columns.resolve(node.input_schema).names)
+            if refusal is not None:
+                raise NotServable(refusal)
         values = _lower(workflow.output_node, sources, graph, done)
+    except NotServable as error:
+        raise ArtifactError(f"the workflow cannot be served: {error}") from error
     except NotCompilable as error:
-        raise ArtifactError(
-            f"the workflow cannot be compiled: {error}. Lowerings are registered with tristage.export.workflow.lowers"
-        ) from error
+        reason = " ".join("; ".join(error.args).split())
+        # an address would make every export another one
+        raise NoLowering(re.sub(r"\b0x[0-9a-f]+", "0x...", reason)) from error
     names = list(workflow.output_schema.column_names)
     outputs = tuple(
         Column(
@@ -146,8 +164,6 @@ def compile_workflow(workflow: Any, raw: Sequence[Column], tables: Path | None =
 @lowers("merlin.dag.ops.subgraph.Subgraph")
 def _subgraph(node: Node, graph: GraphBuilder) -> dict[str, Value]:
     """A graph within the graph reads the columns that reach it."""
-    if node.op.loop_until is not None:
-        raise NotCompilable(f"Subgraph {node.op.name} is repeated until its loop_until says so; unroll it")
     return _lower(node.op.graph.output_node, node.columns, graph, {})
 
 
@@ -174,6 +190,22 @@ def _not_padding(graph: GraphBuilder, tensor: str, column: Column) -> str:
     return graph.add("Not", graph.add("Equal", tensor, graph.scalar(column.pad, column.dtype)))
 
 
+def _nodes(output: Any) -> Iterator[Any]:
+    """Every node of a graph and of the graphs within it, each after those it reads."""
+    seen: set[int] = set()
+
+    def visit(node: Any) -> Iterator[Any]:
+        if id(node) not in seen:
+            seen.add(id(node))
+            for upstream in node.parents_with_dependencies:
+                yield from visit(upstream)
+            if node.op.is_subgraph:
+                yield from visit(node.op.graph.output_node)
+            yield node
+
+    return visit(output)
+
+
 def _lower(
     node: Any, sources: Mapping[str, Value], graph: GraphBuilder, done: dict[int, dict[str, Value]]
 ) -> dict[str, Value]:
@@ -181,18 +213,20 @@ def _lower(
     if id(node) in done:
         return done[id(node)]
     columns: dict[str, Value] = {}
+    lacks: dict[str, None] = {}
     for upstream in node.parents_with_dependencies:
-        columns.update(_lower(upstream, sources, graph, done))
+        try:
+            columns.update(_lower(upstream, sources, graph, done))
+        except NotCompilable as error:  # the other branches may lack something too
+            lacks.update(dict.fromkeys(error.args))
+    if lacks:
+        raise NotCompilable(*lacks)
     for name in (*node.input_schema.column_names, *node.dependency_columns.names):
         if name not in columns and name in sources:
             columns[name] = sources[name]
     lowering = lowering_of(node.op)
     if lowering is None:
-        reason = refusal_of(node.op)
-        if reason is not None:
-            raise NotCompilable(reason)
-        known = ", ".join(sorted({name.rsplit(".", 1)[1] for name in LOWERINGS}))
-        raise NotCompilable(f"operator {type(node.op).__name__} has no lowering (there are ones for {known})")
+        raise NotCompilable(f"operator {type(node.op).__name__} has no lowering")
     made = lowering(Node(node.op, node.input_columns.resolve(node.input_schema), columns), graph)
     done[id(node)] = {name: made[name] for name in node.output_schema.column_names}
     return done[id(node)]

@@ -14,7 +14,7 @@ from tristage.export.workflow.dictionary import Numbers, number_rows
 from tristage.export.workflow.fitted import frame_table
 from tristage.export.workflow.keys import gather
 from tristage.export.workflow.registry import Node, lowers
-from tristage.export.workflow.values import NotCompilable, Value
+from tristage.export.workflow.values import NotCompilable, NotServable, Value
 
 __all__: list[str] = []
 
@@ -28,17 +28,12 @@ def join_external(node: Node, graph: GraphBuilder) -> dict[str, Value]:
     Whole numbers become float64, as in pandas wherever a key of the data frame is not in the table.
     """
     op = node.op
-    if op.how != "left":
-        raise NotCompilable(
-            f'JoinExternal(how="{op.how}") leaves out rows whose key is not in the table, and every served row needs '
-            'an answer; use how="left"'
-        )
     left, right = _names(op.on), _names(op.on_ext)
     what = f"JoinExternal on {', '.join(left)}"
     table = _table(op)
     lost = [name for name in right if name not in table.columns]
     if lost:
-        raise NotCompilable(f"{what}: columns_ext lacks the key {', '.join(lost)}, and NVTabular fails; add it")
+        raise NotServable(f"{what}: columns_ext lacks the key {', '.join(lost)}, and NVTabular fails; add it")
     shared = {name for name, other in zip(left, right, strict=True) if name == other}
     twice = [name for name in table.columns if name in node.columns and name not in shared]
     if twice:
@@ -46,7 +41,7 @@ def join_external(node: Node, graph: GraphBuilder) -> dict[str, Value]:
     twice_there = table.duplicated(right)
     if twice_there.any():
         key = [None if value != value else value for value in table[right][twice_there].iloc[0]]
-        raise NotCompilable(
+        raise NotServable(
             f"{what}: several rows of the table have the key {', '.join(map(repr, key))}, which makes several rows "
             "of one; keep one row for every key"
         )

@@ -16,9 +16,8 @@ from tristage.errors import ArtifactError
 from tristage.export.onnx_graph import GraphBuilder
 from tristage.export.workflow.dictionary import Numbers, number_rows, settled
 from tristage.export.workflow.fitted import FittedTable, read_table
-from tristage.export.workflow.refusals import HASHES_ROW_NUMBERS
 from tristage.export.workflow.registry import Node, lowers
-from tristage.export.workflow.values import NotCompilable, Value
+from tristage.export.workflow.values import NotCompilable, NotServable, Value
 
 __all__ = ["Chunks", "gather", "side_by_side"]
 
@@ -34,12 +33,8 @@ def categorify(node: Node, graph: GraphBuilder) -> dict[str, Value]:
     first category, and what is out of vocabulary the code after that: so it was in training, and so it is served.
     """
     op = node.op
-    for fault, reason in (
-        (op.num_buckets, f"num_buckets hashes unseen categories: {HASHES_ROW_NUMBERS}; leave num_buckets out"),
-        (op.search_sorted, "search_sorted is for a GPU, and not compiled"),
-    ):
-        if fault:
-            raise NotCompilable(f"Categorify({', '.join(node.names)}): {reason}")
+    if op.search_sorted:
+        raise NotCompilable(f"Categorify({', '.join(node.names)}): search_sorted is for a GPU, and not compiled")
     made = {}
     combo = op.encode_type == "combo"
     outputs = op.column_mapping(node.selector) if combo else {name: [name] for name in node.names}
@@ -141,7 +136,7 @@ def _check_pad(name: str, column: Value, table: FittedTable, stored: str) -> Non
     if column.length is None:
         return
     if any((chunk[stored] == column.raw_pad).any() for _, chunk in table.chunks([stored])):
-        raise NotCompilable(
+        raise NotServable(
             f"Categorify of {name}: the pad {column.raw_pad!r} that fills its lists up is a fitted category too; "
             f"declare another: inputs: {{{name}: {{pad: ...}}}}"
         )

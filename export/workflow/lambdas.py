@@ -61,8 +61,8 @@ def lambda_op(node: Node, graph: GraphBuilder) -> dict[str, Value]:
     frame = _Frame(node, graph)
     made = {}
     for name in node.names:
-        arguments = (frame[name], frame)[: node.op._param_count]
         try:
+            arguments = (frame[name], frame)[: node.op._param_count]
             result = node.op.f(*arguments)
         except NotCompilable as error:
             raise NotCompilable(f"LambdaOp on {name}: {error}") from error

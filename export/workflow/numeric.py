@@ -14,7 +14,7 @@ import numpy as np
 
 from tristage.export.onnx_graph import GraphBuilder
 from tristage.export.workflow.registry import Node, lowers
-from tristage.export.workflow.values import NotCompilable, Value, materialise
+from tristage.export.workflow.values import NotCompilable, NotServable, Value, materialise
 
 __all__: list[str] = []
 
@@ -69,7 +69,7 @@ def normalize(node: Node, graph: GraphBuilder) -> dict[str, Value]:
     for name in node.names:
         value = _number(node, name)
         if value.length is not None and value.raw_pad == 0:
-            raise NotCompilable(
+            raise NotServable(
                 f"Normalize of {name}: the pad 0 that fills its lists up may well be an element too, which would stay "
                 f"as it is; declare a pad that no list holds: inputs: {{{name}: {{pad: ...}}}}"
             )
@@ -169,14 +169,14 @@ def _float(dtype: str) -> str:
 def _scalar(node: Node, name: str) -> Value:
     value = _number(node, name)
     if value.length is not None:
-        raise NotCompilable(f"{_op(node)} reads the list column {name}, which NVTabular 23.8 fails on too")
+        raise NotServable(f"{_op(node)} reads the list column {name}, which NVTabular 23.8 fails on too")
     return value
 
 
 def _number(node: Node, name: str) -> Value:
     value = node.columns[name]
     if value.dtype == "string":
-        raise NotCompilable(f"{_op(node)} reads {name}, which holds text; turn it into numbers with Categorify")
+        raise NotServable(f"{_op(node)} reads {name}, which holds text; turn it into numbers with Categorify")
     return value
 
 

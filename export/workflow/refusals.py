@@ -1,10 +1,11 @@
-"""Operators that have no lowering because none can be right: why, and what to do instead.
+"""Operators that are served neither compiled nor by NVTabular, because no answer can be right: why, and what to do.
 
 A served row is answered by itself: no row may vanish, be added, or change what another row is answered.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 __all__ = ["REFUSED", "refusal_of"]
@@ -36,12 +37,8 @@ REFUSED: dict[str, tuple[str, str]] = {
         "select the columns that it keeps by name",
     ),
     "nvtabular.ops.column_similarity.ColumnSimilarity": (
-        "compares rows through sparse matrices of features, which no graph of tensors holds",
+        "reads beyond its matrices of features where an id is not in them, and a client may send any id",
         "compute the similarity before the workflow, and send it as a column",
-    ),
-    "nvtabular.ops.data_stats.DataStats": (
-        "only describes the rows it is fitted on",
-        "leave it out of the workflow that is served",
     ),
     "nvtabular.ops.hash_bucket.HashBucket": (
         HASHES_ROW_NUMBERS,
@@ -54,7 +51,43 @@ REFUSED: dict[str, tuple[str, str]] = {
 }
 
 
-def refusal_of(op: Any) -> str | None:
-    """Why an operator cannot be compiled and what to do instead; None where nobody looked into it."""
-    known = REFUSED.get(f"{type(op).__module__}.{type(op).__qualname__}")
-    return None if known is None else f"operator {type(op).__name__} {known[0]}; {known[1]}"
+def refusal_of(op: Any, names: Sequence[str]) -> str | None:
+    """Why an operator, applied to columns `names`, cannot be served, and what to do instead; None where it can."""
+    operator = f"{type(op).__module__}.{type(op).__qualname__}"
+    if operator in REFUSED:
+        why, instead = REFUSED[operator]
+        return f"operator {type(op).__name__} {why}; {instead}"
+    use = _USES.get(operator)
+    return None if use is None else use(op, names)
+
+
+def _hashing(op: Any, names: Sequence[str]) -> str | None:
+    if not op.num_buckets:
+        return None
+    return (
+        f"Categorify({', '.join(names)}): num_buckets hashes unseen categories: {HASHES_ROW_NUMBERS}; leave "
+        "num_buckets out"
+    )
+
+
+def _joining(op: Any, names: Sequence[str]) -> str | None:
+    if op.how == "left":
+        return None
+    return (
+        f'JoinExternal(how="{op.how}") leaves out rows whose key is not in the table, and every served row needs an '
+        'answer; use how="left"'
+    )
+
+
+def _repeating(op: Any, names: Sequence[str]) -> str | None:
+    if op.loop_until is None:
+        return None
+    return f"Subgraph {op.name} is repeated until its loop_until says so, of all rows of a batch together; unroll it"
+
+
+# operator of which some uses are refused -> which
+_USES: dict[str, Callable[[Any, Sequence[str]], str | None]] = {
+    "nvtabular.ops.categorify.Categorify": _hashing,
+    "nvtabular.ops.join_external.JoinExternal": _joining,
+    "merlin.dag.ops.subgraph.Subgraph": _repeating,
+}

@@ -28,6 +28,7 @@ __all__: list[str] = []
     "nvtabular.ops.add_metadata.TagAsItemID",
     "nvtabular.ops.add_metadata.TagAsUserFeatures",
     "nvtabular.ops.add_metadata.TagAsItemFeatures",
+    "nvtabular.ops.data_stats.DataStats",
     "nvtabular.ops.value_counts.ValueCount",
 )
 def select(node: Node, graph: GraphBuilder) -> dict[str, Value]:

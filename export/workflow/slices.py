@@ -6,7 +6,7 @@ import numpy as np
 
 from tristage.export.onnx_graph import GraphBuilder
 from tristage.export.workflow.registry import Node, lowers
-from tristage.export.workflow.values import NotCompilable, Value
+from tristage.export.workflow.values import NotCompilable, NotServable, Value
 
 __all__: list[str] = []
 
@@ -30,7 +30,7 @@ def list_slice(node: Node, graph: GraphBuilder) -> dict[str, Value]:
         if node.op.pad and node.op.max_elements < _OPEN:
             width = int(node.op.max_elements)
         if width <= 0:
-            raise NotCompilable(
+            raise NotServable(
                 f"ListSlice takes the elements {node.op.start} to {node.op.end} of {name}, of which no list of at most "
                 f"{value.length} has any; declare a larger max_length"
             )

@@ -6,11 +6,21 @@ from dataclasses import dataclass
 
 from tristage.export.onnx_graph import GraphBuilder
 
-__all__ = ["NotCompilable", "Value", "materialise", "pack"]
+__all__ = ["NotCompilable", "NotServable", "Value", "materialise", "pack"]
 
 
 class NotCompilable(Exception):
-    """An operator, or a use of it, that has no exact lowering. The message says which and why."""
+    """An operator, or a use of it, that has no exact lowering, so that NVTabular itself has to serve the workflow.
+
+    The message says which and why; there are several of them where several operators have none.
+    """
+
+
+class NotServable(Exception):
+    """An operator, or a use of it, that nothing can serve right, NVTabular neither.
+
+    The message says which, why, and what to do instead.
+    """
 
 
 @dataclass(frozen=True)

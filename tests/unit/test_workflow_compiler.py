@@ -19,7 +19,15 @@ from tristage.client.codec import encode
 from tristage.columns import Column, Signature
 from tristage.errors import ArtifactError, StackError
 from tristage.export.onnx_graph import GraphBuilder
-from tristage.export.workflow import CompiledWorkflow, Node, Value, compile_workflow, lowers, raw_columns
+from tristage.export.workflow import (
+    CompiledWorkflow,
+    Node,
+    NoLowering,
+    Value,
+    compile_workflow,
+    lowers,
+    raw_columns,
+)
 from tristage.export.workflow.registry import LOWERINGS
 from tristage.export.workflow.values import materialise, pack
 from tristage.fingerprint import DERIVED, fingerprints
@@ -670,9 +678,10 @@ class TestRegistry:
             (lambda: ["word"] >> ops.Categorify(num_buckets=3, max_size=6), r"Categorify\(word\): num_buckets"),
         ],
     )
-    def test_not_compilable(self, nodes: Any, named: str) -> None:
-        with pytest.raises(ArtifactError, match=rf"cannot be compiled: .*{named}"):
+    def test_not_servable(self, nodes: Any, named: str) -> None:
+        with pytest.raises(ArtifactError, match=rf"cannot be served: .*{named}") as caught:
             serve(fit(nodes(), FIT))
+        assert not isinstance(caught.value, NoLowering)
 
     def test_saved_and_loaded(self, tmp_path: Path) -> None:
         workflow = fit((["word"] >> ops.Categorify()) + (["u"] >> ops.TargetEncoding(["y"], kfold=1)), FIT)
