@@ -265,6 +265,13 @@ def _open_workflow(name: str, artifact: Any) -> Any:
 
     try:
         return nvtabular.Workflow.load(path)
+    except ModuleNotFoundError as error:
+        raise ArtifactError(
+            f"step {name}: {path} needs the module {error.name}, which is not found; install it or, where it holds "
+            f"operators of your own, put the folder that {str(error.name).partition('.')[0]} lies in on PYTHONPATH, as "
+            "in PYTHONPATH=. tristage export",
+            path=path,
+        ) from error
     except Exception as error:  # unpickling raises whatever the operators raise
         raise ArtifactError(
             f"step {name}: NVTabular {nvtabular.__version__} cannot load {path} ({error})", path=path
