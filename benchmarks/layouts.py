@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from examples.recsys2021.train import train
-from tristage.client import Client, ListTruncated, verify
+from tristage.client import Client, verify
 from tristage.export import LAYOUTS, Prepared, prepare, write
 from tristage.export.stack_file import read_stack
 from tristage.loadtest import Report, run_loadtest
@@ -64,7 +63,6 @@ def main() -> None:
     """Measure both layouts in one run and write the results."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    warnings.simplefilter("ignore", ListTruncated)
     trained = train()
     prepared = prepare(read_stack(trained.folder / "stack.yaml"), trust=True)
     rows = pq.read_table(trained.folder / "test_rows.parquet")

@@ -63,11 +63,8 @@ def compiled(workflow: Any, frame: Any) -> tuple[Any, list[str], Callable[[Any],
     from tristage.columns import NULL_STRING
     from tristage.export.workflow import compile_workflow, raw_columns
     from tristage.export.workflow.values import pack
-    from tristage.stack import ListInput
 
-    lists = {name: ListInput(48) for name in frame if isinstance(frame[name].iloc[0], (list, np.ndarray))}
-    read = {name: options for name, options in lists.items() if name in workflow.input_schema.column_names}
-    columns = raw_columns(workflow, read, frozenset(frame.columns[frame.isna().any()]))
+    columns = raw_columns(workflow, {}, frozenset(frame.columns[frame.isna().any()]))
     graph = compile_workflow(workflow, columns)
     packed = [
         (f"out_{c.name}", pack(graph.graph, [graph.values[c.name]], c.dtype), c.dtype, c.width) for c in graph.outputs
@@ -82,15 +79,9 @@ def compiled(workflow: Any, frame: Any) -> tuple[Any, list[str], Callable[[Any],
         made = {}
         for column in wanted:
             values = rows[column.name]
-            if column.length is not None:
-                padded = np.full((len(rows), column.length), column.pad, column.numpy_dtype)
-                for row, items in enumerate(values):
-                    padded[row, : len(items)] = items[: column.length]
-                made[column.name] = padded
-            else:
-                if column.dtype == "string":
-                    values = values.where(values.notna(), NULL_STRING)
-                made[column.name] = values.to_numpy(column.numpy_dtype).reshape(-1, 1)
+            if column.dtype == "string":
+                values = values.where(values.notna(), NULL_STRING)
+            made[column.name] = values.to_numpy(column.numpy_dtype).reshape(-1, 1)
         return made
 
     return session, [column.name for column in graph.outputs if column.length is None], tensors

@@ -19,9 +19,10 @@ from tristage.manifest import sha256
 __all__ = ["IR_VERSION", "OPSET", "GraphBuilder", "onnx_type"]
 
 # what every server that tristage places on can read: Triton 24.10 takes opset 21 and IR 10 at most
-OPSET = 18
+OPSET = 20
 OPSET_ML = 3
 IR_VERSION = 10
+_PRODUCER = "tristage"
 _LARGE = 1 << 20  # bytes; a larger array is written to a file as it is made
 _SCRATCH = "scratch-"
 
@@ -76,7 +77,10 @@ class GraphBuilder:
         return tensor in self._inputs
 
     def add(self, op: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
-        """Add a node with one output; returns the output's name."""
+        """Add a node with one output; returns the output's name.
+
+        An attribute `name` is the node's name, which ONNX Runtime's error holds when the node fails.
+        """
         return self.add_many(op, *inputs, domain=domain, outputs=1, **attributes)[0]
 
     def add_many(self, op: str, *inputs: str, outputs: int, domain: str = "", **attributes: Any) -> tuple[str, ...]:
@@ -203,10 +207,13 @@ class GraphBuilder:
                 copy.CopyFrom(constants[read])
                 copy.name, copy.doc_string = names[read], ""
                 self._initializers[copy.name] = copy
+        ours = model.producer_name == _PRODUCER
         for node in model.graph.node:
             copy_node = onnx.NodeProto()
             copy_node.CopyFrom(node)
             self._rename(copy_node, names)
+            if ours:
+                copy_node.name = node.name  # it says what failed; exporters' own names say nothing
             self._nodes.append(copy_node)
         return tuple(names[output.name] for output in model.graph.output)
 
@@ -256,7 +263,7 @@ class GraphBuilder:
             graph,
             opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", OPSET_ML)],
             ir_version=IR_VERSION,
-            producer_name="tristage",
+            producer_name=_PRODUCER,
         )
         return model
 

@@ -11,7 +11,6 @@ import os
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from rich.table import Table
 from examples.recsys2021 import TARGETS
 from examples.recsys2021.metrics import grouped_scores
 from examples.recsys2021.train import STAGE1, Scores, train
-from tristage.client import Client, ListTruncated
+from tristage.client import Client
 from tristage.client.golden import Verification, verify
 from tristage.errors import TristageError
 from tristage.export import Prepared, prepare, write
@@ -260,7 +259,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else TensorFlow announces them on stderr
-    warnings.simplefilter("ignore", ListTruncated)  # some raw tweets are longer than the nets read
     try:
         measured = run(options.repository, options.retrain, options.seconds)
     except TristageError as error:

@@ -13,7 +13,8 @@ Names of its columns:
 `TE_<keys>_<target>`        target encodings
 `s_<key>_...`               raw counts and sums of a key, so that a forest learns the smoothing itself
 `n_...`, `i_...`            numbers for the nets: about zero mean and unit width; indicators 0.0 or 1.0
-`text_tokens`, `hashtags`   lists
+`text_tokens`, `hashtags`   lists, cut where the nets read no further
+`text_tokens_...`           the number of tokens, and of mentions among them
 ==========================  ============================================================================
 """
 
@@ -31,7 +32,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from examples.recsys2021 import AUTHOR_CUTS, TARGETS
+from examples.recsys2021 import AUTHOR_CUTS, MENTION, TARGETS
 from examples.recsys2021.sizes import Sizes
 
 __all__ = ["ENCODED_KEYS", "fit_workflow", "matrix", "padded", "transform"]
@@ -55,7 +56,9 @@ COUNTS = ["a_follower_count", "a_following_count", "b_follower_count", "b_follow
 
 
 def fit_workflow(rows: pd.DataFrame, sizes: Sizes, folder: Path) -> Any:
-    """Fit the workflow on the rows of the earlier weeks and save it in `folder`, which needs no code of ours to load.
+    """Fit the workflow on the rows of the earlier weeks and save it in `folder`.
+
+    Loading it imports `operators.py`.
 
     Args:
         rows: raw fields and targets.
@@ -106,12 +109,15 @@ def _graph(sizes: Sizes, folder: str) -> Any:
     """The operators. Lambdas hold arithmetic only, so that the workflow can be compiled as well as run."""
     from nvtabular import ColumnSelector, ops
 
+    from examples.recsys2021.operators import SplitTabs, TokenCounts
+
     users = ColumnSelector([("a_user_id", "b_user_id")]) >> ops.Categorify(
         freq_threshold=sizes.user_threshold, out_path=folder
     )
     users = users >> ops.Rename(f=lambda name: name.replace("_id", ""))
-    hashtags = ["hashtags"] >> ops.Categorify(out_path=folder) >> ops.ListSlice(0, sizes.list_hashtags)
-    tokens = ["text_tokens"] >> ops.ListSlice(0, sizes.tokens)
+    hashtags = ["hashtags"] >> SplitTabs(sizes.list_hashtags) >> ops.Categorify(out_path=folder)
+    tokens = ["text_tokens"] >> SplitTabs(sizes.tokens, "int64")
+    counts = tokens >> TokenCounts(MENTION)
     encoded = list(ENCODED_KEYS) >> ops.TargetEncoding(list(TARGETS), kfold=1, p_smooth=20, out_path=folder)
     # a count is the sum of ones: JoinGroupby's own count cannot be transformed once a key is new
     ones = ["tweet_timestamp"] >> ops.LambdaOp(lambda col: col * 0 + 1) >> ops.Rename(name="rows")
@@ -121,11 +127,12 @@ def _graph(sizes: Sizes, folder: str) -> Any:
         users
         + hashtags
         + tokens
+        + counts
         + numbers
         + _categories(numbers, sums, folder)
         + encoded
         + sums
-        + _net_numbers(numbers, sums)
+        + _net_numbers(numbers, sums, counts)
     )
 
 
@@ -203,7 +210,7 @@ def _categories(numbers: Any, sums: Any, folder: str) -> Any:
     return kinds + flags + times + group + buckets + seen
 
 
-def _net_numbers(numbers: Any, sums: Any) -> Any:
+def _net_numbers(numbers: Any, sums: Any, counts: Any) -> Any:
     """27 numbers for the nets and nine indicators."""
     from nvtabular import ops
 
@@ -213,7 +220,8 @@ def _net_numbers(numbers: Any, sums: Any) -> Any:
         return (df["b_account_creation"] - col) / 1e8
 
     long_tailed = [*COUNTS, "r_a", "r_b", "r_followers", "r_following"]
-    logs = numbers[long_tailed] + sums[[f"s_{key}_rows_sum" for key in (*SUMMED_KEYS, "_".join(SUMMED_PAIR))]]
+    seen = sums[[f"s_{key}_rows_sum" for key in (*SUMMED_KEYS, "_".join(SUMMED_PAIR))]]
+    logs = numbers[long_tailed] + seen + counts
     scaled = (logs >> ops.Clip(min_value=0) >> ops.LogOp()) + numbers["a_age", "b_age"]
     flags = FLAGS + numbers["b_following_count_filled"] >> ops.LambdaOp(lambda col: col * 1.0)
     turns = (
@@ -221,8 +229,6 @@ def _net_numbers(numbers: Any, sums: Any) -> Any:
         + _derive("tweet_timestamp", "n_weekend", lambda col: ((col // 86400 + 3) % 7 >= 5) * 1.0)
         + _derive("tweet_timestamp", "n_day_sin", lambda col: np.sin((col % 86400) * (np.pi / 43200.0)))
         + _derive("tweet_timestamp", "n_day_cos", lambda col: np.cos((col % 86400) * (np.pi / 43200.0)))
-        + _derive("tweet_timestamp", "n_half_sin", lambda col: np.sin((col % 43200) * (np.pi / 21600.0)))
-        + _derive("tweet_timestamp", "n_half_cos", lambda col: np.cos((col % 43200) * (np.pi / 21600.0)))
         + _derive("tweet_timestamp", "n_week_sin", lambda col: np.sin((col % 604800) * (np.pi / 302400.0)))
         + _derive("tweet_timestamp", "n_week_cos", lambda col: np.cos((col % 604800) * (np.pi / 302400.0)))
         + _derive("a_account_creation", "n_older", older, "b_account_creation")

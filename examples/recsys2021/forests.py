@@ -32,7 +32,7 @@ PARAMETERS = {
 def columns_of(step: str, columns: Sequence[str]) -> list[str]:
     """The workflow's columns that a step's forests read, in the workflow's order."""
     start = {
-        "raw": ("a_f", "b_f", "a_age", "b_age", "c_", "author_group", "n_day"),
+        "raw": ("a_f", "b_f", "a_age", "b_age", "c_", "author_group", "n_day", "text_tokens_"),
         "ratio": ("r_",),
         "encoded": ("TE_",),
         "sums": ("s_",),
@@ -45,7 +45,8 @@ def columns_of(step: str, columns: Sequence[str]) -> list[str]:
         "xgb5": ("raw", "encoded", "ratio"),
     }
     every = {"xgb1": ["r_a", "r_followers"], "xgb4": ["r_a", "r_followers"]}
-    dropped = {"n_day_sin", "n_day_cos"}
+    # the last two are for nets: a tree cuts hours and counts by itself
+    dropped = {"n_day_sin", "n_day_cos", "c_quarter", "c_a_following_count"}
     wanted = tuple(prefix for kind in kinds[step] for prefix in start[kind])
     return [
         name for name in columns if name not in dropped and (name.startswith(wanted) or name in every.get(step, []))

@@ -1,9 +1,12 @@
 """Synthetic rows of the challenge's schema: four weeks of (tweet, reader) pairs and whether the reader engaged.
 
+As in the challenge, a field that holds several values is one text with tabs between them: tokens, hashtags, media,
+links, domains. Where there are none it is empty; of hashtags, links and domains some are null then.
+
 Whether a reader engages depends on who reads and who wrote (each user has habits and tastes), on what the text is
-about and on marked words in it, on language, tweet type, media, followers and the hour, and the four engagements
-depend on each other. In week 4 the base rates and some effects have moved, as they had in the challenge, so that a
-model which learns from newer rows has something to gain.
+about, on marked words in it and on whom it mentions, on language, tweet type, media, followers and the hour, and the
+four engagements depend on each other. In week 4 the base rates and some effects have moved, as they had in the
+challenge, so that a model which learns from newer rows has something to gain.
 """
 
 from __future__ import annotations
@@ -13,9 +16,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from examples.recsys2021 import TARGETS
+from examples.recsys2021 import MENTION, TARGETS
 from examples.recsys2021.sizes import Sizes
 
 __all__ = ["FIRST_SECOND", "Rows", "make_rows", "token_classes"]
@@ -54,6 +58,9 @@ MEDIA_EFFECT = np.array([-0.1, 0.2, 0.25, 0.4])
 MEDIA_DRIFT = np.array([0.2, 0.2, -0.2, -0.2])
 ASKS = np.array([1.5, -0.3, 0.3, -0.2])
 PRAISES = np.array([-0.2, 1.1, 0.9, 0.6])
+MENTIONS = np.array([0.4, -0.15, 0.0, 0.0])  # of each mention
+MENTION_SHARE = (0.6, 0.25, 0.1, 0.05)  # of texts with none to three
+NULL_SHARE = 0.02  # of fields that hold nothing
 FOLLOWS = np.array([0.9, 0.4, 0.3, 0.6])
 SAME_LANGUAGE = np.array([0.7, 0.4, 0.5, 0.5])
 FOLLOWERS = np.array([-0.25, 0.2, 0.2, -0.05])
@@ -107,6 +114,8 @@ def make_rows(sizes: Sizes) -> Rows:
     language = np.where(draw.random(count) < 0.95, users.language[author], draw.integers(0, sizes.languages, count))
     topic = np.argmax(1.2 * users.taste[author] + draw.gumbel(size=(count, sizes.topics)), axis=1)
     asks, praises = draw.random(count) < 0.25, draw.random(count) < 0.25
+    more = np.random.default_rng(sizes.seed + 6)
+    mentions = more.choice(len(MENTION_SHARE), count, p=MENTION_SHARE)
     kind = draw.choice(len(TYPES), count, p=TYPE_SHARE)
     media = draw.choice(len(MEDIA), count, p=MEDIA_SHARE)
     follows = draw.random(count) < _sigmoid(-0.6 + 1.2 * (users.language[reader] == users.language[author]))
@@ -118,14 +127,15 @@ def make_rows(sizes: Sizes) -> Rows:
     logits += np.outer(users.taste[reader, topic], [0.3, 0.5, 0.4, 0.6])
     logits += TYPE_EFFECT[kind] + new * TYPE_DRIFT[kind]
     logits += (media > 0)[:, None] * (MEDIA_EFFECT + new * MEDIA_DRIFT)
-    logits += np.outer(asks, ASKS) + np.outer(praises, PRAISES) + np.outer(follows, FOLLOWS)
+    logits += np.outer(asks, ASKS) + np.outer(praises, PRAISES) + np.outer(mentions, MENTIONS)
+    logits += np.outer(follows, FOLLOWS)
     logits += np.outer(users.language[reader] == language, SAME_LANGUAGE)
     logits += np.log(users.followers[author] / 900.0)[:, None] * (FOLLOWERS + new * FOLLOWERS_DRIFT)
     logits += np.sin((hour - 14) * np.pi / 12)[:, None] * (HOUR + new * HOUR_DRIFT)
     logits += np.outer(((seconds // 86_400) + 3) % 7 >= 5, WEEKEND) + new * BASE_DRIFT
     targets = _engagements(draw, logits, week < 3)
 
-    tokens = _texts(sizes, draw, topic, asks, praises)
+    tokens = _texts(sizes, draw, topic, asks, praises, mentions)
     hashtag_names = pa.array(_hex(np.random.default_rng(sizes.seed + 2), sizes.hashtags, 16))
     domain_names = pa.array(_hex(np.random.default_rng(sizes.seed + 3), 300, 16))
     lengths = np.where(draw.random(count) < 0.65, 0, np.minimum(draw.geometric(0.4, count), 12))
@@ -135,11 +145,11 @@ def make_rows(sizes: Sizes) -> Rows:
     names = pa.array(users.names)
     columns: dict[str, Any] = {
         "text_tokens": tokens,
-        "hashtags": _lists(lengths, hashtag_names.take(pa.array(tags))),
+        "hashtags": _some_null(more, _joined(lengths, hashtag_names.take(pa.array(tags)))),
         "tweet_id": pa.array(_hex(draw, count, 32)),
         "present_media": pa.array(MEDIA).take(pa.array(media)),
-        "present_links": _lists(links, pa.array(_hex(draw, int(links.sum()), 32), pa.string())),
-        "present_domains": _lists(links, domain_names.take(pa.array(domains))),
+        "present_links": _some_null(more, _joined(links, pa.array(_hex(draw, int(links.sum()), 32), pa.string()))),
+        "present_domains": _some_null(more, _joined(links, domain_names.take(pa.array(domains)))),
         "tweet_type": pa.array(TYPES).take(pa.array(kind)),
         "language": pa.array(_hex(np.random.default_rng(sizes.seed + 4), sizes.languages, 32)).take(
             pa.array(language, mask=draw.random(count) < 0.005)
@@ -189,8 +199,10 @@ class _Users:
         return reader, np.where(draw.random(count) < 0.8, near, self._order[::-1][_power(draw, users, count)])
 
 
-def _texts(sizes: Sizes, draw: np.random.Generator, topic: Ints, asks: Any, praises: Any) -> pa.ListArray:
-    """Token ids: neutral words, the topic's words, and words that ask or praise where the text does."""
+def _texts(
+    sizes: Sizes, draw: np.random.Generator, topic: Ints, asks: Any, praises: Any, mentions: Ints
+) -> pa.StringArray:
+    """Token ids: mentions, then neutral words, the topic's words, and words that ask or praise where the text does."""
     count = len(topic)
     lengths = np.clip(np.exp(draw.normal(2.65, 0.65, count)), 3, 64).astype(np.int64)
     total = int(lengths.sum())
@@ -208,7 +220,9 @@ def _texts(sizes: Sizes, draw: np.random.Generator, topic: Ints, asks: Any, prai
         for _ in range(2):  # two marked words a text, anywhere in its first half
             place = offsets + (draw.random(count) * (lengths + 1) / 2).astype(np.int64)
             words[place[which]] = base + _power(draw, MARKS, int(which.sum()))
-    return _lists(lengths, pa.array(words))
+    words[words == MENTION] += 1  # a neutral word drew its number
+    words = np.insert(words, np.repeat(offsets, mentions), MENTION)
+    return _joined(lengths + mentions, pa.array(words).cast(pa.string()))
 
 
 def _first_topic_word(sizes: Sizes) -> int:
@@ -252,6 +266,13 @@ def _hex(draw: np.random.Generator, count: int, width: int) -> NDArray[np.str_]:
     return np.frombuffer(text, f"S{width}").astype(f"U{width}")
 
 
-def _lists(lengths: Ints, values: pa.Array) -> pa.ListArray:
+def _joined(lengths: Ints, texts: pa.StringArray) -> pa.StringArray:
+    """The next `lengths` texts of every row, with tabs between them."""
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), values)
+    return pc.binary_join(pa.ListArray.from_arrays(pa.array(offsets), texts), "\t")
+
+
+def _some_null(draw: np.random.Generator, texts: pa.StringArray) -> pa.StringArray:
+    """Some of the empty texts become null."""
+    null = np.asarray(pc.equal(texts, "")) & (draw.random(len(texts)) < NULL_SHARE)
+    return pc.if_else(pa.array(null), pa.scalar(None, pa.string()), texts)

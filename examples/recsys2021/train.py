@@ -47,6 +47,7 @@ MODULES = (
     "nn1",
     "nn2",
     "nn3",
+    "operators",
     "rows",
     "text",
     "train",

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from tristage.errors import ArtifactError
 from tristage.export.net.model import Net, NetConverter, net_from_onnx
-from tristage.export.onnx_graph import OPSET
 
 __all__ = ["KERAS"]
+
+_OPSET = 18  # the newest that tf2onnx 1.17 writes; `net_from_onnx` brings it up to date
 
 
 def convert(artifact: Any, what: str) -> Net:
@@ -60,7 +61,7 @@ def convert(artifact: Any, what: str) -> Net:
         warnings.simplefilter("ignore")
         path = Path(folder) / "model.onnx"
         try:
-            model.export(path, format="onnx", verbose=False, opset_version=OPSET)
+            model.export(path, format="onnx", verbose=False, opset_version=_OPSET)
         except Exception as error:  # Keras and tf2onnx raise many kinds
             raise ArtifactError(f"{what}: Keras cannot write it as ONNX ({error})") from error
         exported = onnx.load(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tristage.export.workflow.compiler import CompiledWorkflow, NoLowering, compile_workflow, raw_columns
 from tristage.export.workflow.interpret import InterpretedWorkflow, interpret
 from tristage.export.workflow.registry import Lowering, Node, lowers
+from tristage.export.workflow.texts import split_text
 from tristage.export.workflow.values import NotCompilable, NotServable, Value
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "interpret",
     "lowers",
     "raw_columns",
+    "split_text",
 ]

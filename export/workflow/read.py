@@ -49,6 +49,13 @@ def _load(step: str, folder: Path) -> Any:
     nvtabular = importlib.metadata.version("nvtabular")
     try:
         return load(folder)
+    except ModuleNotFoundError as error:
+        raise ArtifactError(
+            f"step {step}: {folder} needs the module {error.name}, which is not found; install it or, where it holds "
+            f"operators of your own, put the folder that {str(error.name).partition('.')[0]} lies in on PYTHONPATH, as "
+            "in PYTHONPATH=. tristage export",
+            path=folder,
+        ) from error
     except Exception as error:  # unpickling raises whatever the operators raise
         raise ArtifactError(
             f"step {step}: NVTabular {nvtabular} cannot load {folder} ({error})", path=folder

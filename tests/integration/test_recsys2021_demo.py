@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tristage.client import Client
+from tristage.errors import InferenceFailed
 from tristage.manifest import check_files, read_manifest
 from tristage.serving import serve
 
@@ -64,6 +65,29 @@ def test_the_served_stack_equals_the_training_libraries_on_2000_rows(demo: Path)
             for name in ("reply", "retweet", "quote", "like"):
                 difference = np.abs(answers[name].to_numpy() - golden[f"expected.{name}"].to_numpy())
                 assert difference.max() <= 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.xdist_group("recsys2021")
+def test_a_client_sends_the_challenges_rows_and_hears_what_is_wrong_with_one(demo: Path) -> None:
+    repository = demo / "repository"
+    inputs = read_manifest(repository).signature.inputs
+    assert all(column.length is None for column in inputs)
+    rows = (
+        pq.read_table(repository / "golden.parquet").select([column.name for column in inputs]).slice(0, 2).to_pylist()
+    )
+    with serve(repository, cores=[0], http_port=0, grpc_port=0, metrics_port=0) as server:
+        for url in (server.http_url, server.grpc_url):
+            with Client(url) as client:
+                answers = client.predict(rows)
+                for text in ("101\tRT", "101\t\t102", "1.5"):
+                    with pytest.raises(InferenceFailed, match="text_tokens must hold whole numbers"):
+                        client.predict([rows[0], {**rows[1], "text_tokens": text}])
+                assert client.predict(rows) == answers
+                silent = client.predict([{**rows[0], "text_tokens": None, "hashtags": None}])
+                assert silent == client.predict([{**rows[0], "text_tokens": "", "hashtags": ""}])
+                assert silent != answers[:1]
 
 
 @pytest.mark.slow

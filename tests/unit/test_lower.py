@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -416,6 +419,27 @@ class TestExport:
         workflow.save(str(tmp_path / "saved"))
         made = lower(Stack("s", {"features": WorkflowStep(tmp_path / "saved")}, outputs, (), lists), {}, trust=True)
         assert made.outputs["z"].column.dtype == "float64"
+
+    def test_a_workflow_whose_operators_are_not_found(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "shop").mkdir()
+        (tmp_path / "shop" / "operators.py").write_text(
+            "from nvtabular.ops import Operator\n"
+            "from tristage.export.workflow import lowers\n"
+            "class Same(Operator): pass\n"
+            "lowers(Same)(lambda node, graph: {name: node.columns[name] for name in node.names})\n"
+        )
+        code = "import nvtabular as nvt, pandas as pd; from shop.operators import Same; " + (
+            "nvt.Workflow(['age'] >> Same()).fit(nvt.Dataset(pd.DataFrame({'age': [1, 2]}))).save('saved')"
+        )
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, timeout=120)
+        stack = Stack("s", {"features": WorkflowStep(tmp_path / "saved")}, {"z": "features.age"})
+        with pytest.raises(
+            ArtifactError, match=r"saved needs the module shop, .*the folder that shop lies in on PYTHON"
+        ):
+            lower(stack, {}, trust=True)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        assert lower(stack, {}, trust=True).outputs["z"].column.dtype == "int64"
 
 
 class TestGolden:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from examples.recsys2021 import AUTHOR_CUTS, TARGETS
+from examples.recsys2021 import AUTHOR_CUTS, MENTION, TARGETS
 from examples.recsys2021.metrics import average_precision, grouped_scores, relative_cross_entropy
 from examples.recsys2021.rows import FIRST_SECOND, Rows, make_rows, token_classes
 from examples.recsys2021.sizes import SMALL
@@ -51,19 +51,31 @@ def test_the_same_sizes_give_the_same_bytes_and_another_seed_does_not(rows: Rows
     assert _bytes(make_rows(replace(TINY, seed=TINY.seed + 1)).table) != _bytes(rows.table)
 
 
-def test_nulls_and_ragged_lists_are_real(rows: Rows) -> None:
+def test_nulls_and_lists_of_every_length_are_real(rows: Rows) -> None:
     nulls = {name: rows.table[name].null_count for name in rows.table.column_names if rows.table[name].null_count}
-    assert set(nulls) == {"language", "b_following_count"}
-    assert 0 < nulls["language"] < nulls["b_following_count"] < 0.03 * rows.table.num_rows
-    lengths = rows.table["text_tokens"].combine_chunks().value_lengths().to_numpy()
-    assert lengths.min() >= 1
-    assert lengths.max() > TINY.tokens
-    tags = rows.table["hashtags"].combine_chunks().value_lengths().to_numpy()
-    assert tags.min() == 0
-    assert tags.max() > TINY.list_hashtags
-    ids = rows.table["text_tokens"].combine_chunks().values.to_numpy()
-    assert ids.min() >= 1
-    assert ids.max() < TINY.vocabulary == len(token_classes(TINY))
+    assert set(nulls) == {"hashtags", "present_links", "present_domains", "language", "b_following_count"}
+    assert max(nulls.values()) < 0.03 * rows.table.num_rows
+    tags = _lists(rows, "hashtags")
+    assert {len(values) for values in tags} >= {0, 1, 2, TINY.list_hashtags, TINY.list_hashtags + 1}
+    assert "" not in {tag for values in tags for tag in values}
+    links, domains = (list(map(len, _lists(rows, name))) for name in ("present_links", "present_domains"))
+    assert links == domains
+    assert set(links) == {0, 1, 2}
+
+
+def test_texts_are_tokens_of_the_vocabulary_with_tabs_between(rows: Rows) -> None:
+    texts = [list(map(int, tokens)) for tokens in _lists(rows, "text_tokens")]
+    lengths = list(map(len, texts))
+    assert 1 <= min(lengths) < TINY.tokens < max(lengths)
+    assert {min(map(min, texts)), TINY.vocabulary} == {1, len(token_classes(TINY))}
+    assert max(map(max, texts)) < TINY.vocabulary
+
+
+def test_whom_a_text_mentions_moves_replies(rows: Rows) -> None:
+    mentions = np.array([tokens.count(str(MENTION)) for tokens in _lists(rows, "text_tokens")])
+    assert np.bincount(mentions) / len(mentions) == pytest.approx([0.6, 0.25, 0.1, 0.05], abs=0.03)
+    reply = rows.table["reply"].to_numpy()
+    assert reply[mentions >= 2].mean() > 1.3 * reply[mentions == 0].mean()
 
 
 def test_four_weeks_the_last_split_into_validation_and_test(rows: Rows) -> None:
@@ -178,6 +190,10 @@ def test_training_leaves_a_folder_that_names_only_what_it_holds(tmp_path: Path) 
     again = train(sizes, folder)
     assert again.reused
     assert again.scores == trained.scores
+
+
+def _lists(rows: Rows, name: str) -> list[list[str]]:
+    return [text.split("\t") if text else [] for text in rows.table[name].to_pylist()]
 
 
 def _bytes(table: pa.Table) -> bytes:
