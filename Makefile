@@ -5,19 +5,22 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find tristage export serving client loadtest -name '*.py') pyproject.toml README.md LICENSE
 # where pip is told of a folder of wheels (a CPU build of torch, say), uv is told too
 LINKS := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS))
-UV := VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --prerelease disallow --constraint constraints.txt $(LINKS)
+INSTALL := $(BIN)/uv pip install --quiet --prerelease disallow --constraint constraints.txt $(LINKS)
+UV := VIRTUAL_ENV=$(CURDIR)/$(VENV) $(INSTALL)
+MERLIN := .venv-merlin
+MERLIN_UV := VIRTUAL_ENV=$(CURDIR)/$(MERLIN) $(INSTALL)
 # tristage is tested as it is installed, so the checkout must not shadow it
 test: export PYTHONSAFEPATH := 1
 export TF_CPP_MIN_LOG_LEVEL := 3
 
-.PHONY: help demo test check format install clean
+.PHONY: help demo test check format install merlin clean
 help:  ## show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: install  ## train the small stack, export, serve on one core, verify, predict, measure, report
 	$(BIN)/python -m examples.recsys2021.demo
 
-test: install  ## run every test
+test: install merlin  ## run every test
 	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
 
 check: install  ## lint, format and types
@@ -42,6 +45,17 @@ $(VENV)/.tristage: $(VENV)/.environment $(SOURCES)
 	$(UV) --no-deps --reinstall-package tristage .
 	touch $@
 
+merlin: $(MERLIN)/.tristage  ## make the environment of Merlin Systems, and install tristage into it
+
+$(MERLIN)/.environment: pyproject.toml constraints.txt tests/merlin/overrides.txt | $(VENV)/.environment
+	test -x $(MERLIN)/bin/python || $(PYTHON) -m venv --without-pip $(MERLIN)
+	$(MERLIN_UV) --overrides tests/merlin/overrides.txt --group merlin '.[torch,tensorflow]'
+	touch $@
+
+$(MERLIN)/.tristage: $(MERLIN)/.environment $(SOURCES)
+	$(MERLIN_UV) --no-deps --reinstall-package tristage .
+	touch $@
+
 clean:  ## remove the environment, trained artifacts and exported repositories
-	rm -rf $(VENV) .cache examples/*/artifacts
+	rm -rf $(VENV) $(MERLIN) .cache examples/*/artifacts
 	find model_repository -mindepth 1 ! -name README.md -delete

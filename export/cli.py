@@ -12,6 +12,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from tristage.errors import StackError
+from tristage.stack import ListInput, Stack
 from tristage.terminal import console, out, stages
 
 if TYPE_CHECKING:
@@ -21,7 +23,9 @@ __all__ = ["export", "inspect"]
 
 
 def export(
-    stack: Annotated[Path, typer.Argument(help="The stack.yaml that names the trained artifacts.")],
+    stack: Annotated[
+        Path | None, typer.Argument(help="The stack.yaml that names the trained artifacts.", show_default=False)
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the model repository.")] = Path(
         "model_repository"
     ),
@@ -36,8 +40,20 @@ def export(
     ] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a repository that is there.")] = False,
     trust: Annotated[
-        bool, typer.Option("--trust", help="Read saved NVTabular workflows, which are pickles: reading one runs it.")
+        bool,
+        typer.Option("--trust", help="Read saved workflows and Merlin graphs, which are pickles: reading one runs it."),
     ] = False,
+    from_merlin: Annotated[
+        Path | None,
+        typer.Option(help="Instead of a stack.yaml: the folder that Merlin Systems' Ensemble.export wrote."),
+    ] = None,
+    golden: Annotated[
+        Path | None, typer.Option(help="With --from-merlin: Parquet file of held-out raw rows to prove it with.")
+    ] = None,
+    list_length: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN=N", help="With --from-merlin: how long a raw list column may be; once for each."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
 ) -> None:
     """Turn trained artifacts into a Triton model repository.
@@ -49,9 +65,8 @@ def export(
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else TensorFlow announces them on stderr
     from tristage.export import export as run
-    from tristage.export.stack_file import read_stack
 
-    declared = read_stack(stack)
+    declared = _declared(stack, from_merlin, golden, list_length or [], trust)
     # a stage for every step, then the training libraries, the comparison and the writing
     with stages("export", len(declared.steps) + 3) as on_stage:
         made = run(
@@ -98,6 +113,27 @@ def _cost(fallback: Fallback) -> str:
         f"just now, where a compiled workflow takes a fraction of a millisecond: {fallback.reason}. A lowering is one "
         "function, registered with tristage.export.workflow.lowers: see docs/custom_operators.md"
     )
+
+
+def _declared(stack: Path | None, merlin: Path | None, golden: Path | None, lengths: list[str], trust: bool) -> Stack:
+    """The stack that a file declares, or a Merlin graph is."""
+    from tristage.export.stack_file import read_stack
+
+    if (stack is None) == (merlin is None):
+        raise StackError("give a stack.yaml, or --from-merlin and the folder that Ensemble.export wrote")
+    if stack is not None:
+        if golden is not None or lengths:
+            raise StackError(
+                f"{stack} says golden rows and lengths of lists itself; leave --golden and --list-length out"
+            )
+        return read_stack(stack)
+    inputs = {}
+    for option in lengths:
+        column, _, length = option.partition("=")
+        if not length.isdecimal():
+            raise StackError(f"--list-length is {option}; write it as COLUMN=N, such as tokens=48")
+        inputs[column] = ListInput(int(length))
+    return Stack.from_merlin(merlin, inputs=inputs, golden=golden, trust=trust)
 
 
 def inspect(

@@ -79,6 +79,7 @@ _EXTRAS = {
     "aiohttp": "client",
     "grpc": "client",
     "keras": "tensorflow",
+    "merlin": "export",
     "nvtabular": "export",
     "onnx": "export",
     "onnxruntime": "serve",

@@ -147,6 +147,34 @@ class Stack:
         self._check_references()
         self._check_used()
 
+    @classmethod
+    def from_merlin(
+        cls,
+        graph: Any,
+        *,
+        name: str | None = None,
+        inputs: Mapping[str, ListInput] | None = None,
+        golden: Path | str | None = None,
+        trust: bool = False,
+    ) -> Stack:
+        """A Merlin Systems 23.8 graph as a stack: same columns in, same answers out. It needs the extra `export`.
+
+        Args:
+            graph: a `merlin.systems.dag.Ensemble`, its last node (`columns >> TransformWorkflow(workflow) >>
+                PredictForest(booster, schema)`), or the folder that `Ensemble.export` wrote.
+            name: the served ensemble's name; Merlin's, which is executor_model unless it was given another.
+            inputs: list columns' lengths and pads.
+            golden: Parquet file of held-out raw rows, which a Merlin graph has none of.
+            trust: whether a folder may be read, which runs what its pickles say.
+
+        Raises:
+            StackError: an operator cannot be carried over; the message names it and says what to do instead.
+            ArtifactError: a model of the graph cannot be read, or the folder is not trusted.
+        """
+        from tristage.export.merlin import read_merlin
+
+        return read_merlin(graph, name=name, inputs=inputs, golden=golden, trust=trust)
+
     def order(self) -> tuple[str, ...]:
         """The steps' names, each after those it reads.
 

@@ -61,12 +61,14 @@ class NetConverter:
         suffixes: of its files.
         modules: top-level packages of its model classes.
         convert: (path or model, what it is called in messages) -> Net.
+        marker: where its artifacts are folders, the file that makes a folder one.
     """
 
     framework: str
     suffixes: tuple[str, ...]
     modules: tuple[str, ...]
     convert: Callable[[Any, str], Net]
+    marker: str = ""
 
 
 def net_from_onnx(

@@ -9,12 +9,14 @@ from tristage.errors import ArtifactError
 from tristage.export.net.keras import KERAS
 from tristage.export.net.model import Net, NetConverter
 from tristage.export.net.onnx import ONNX
+from tristage.export.net.saved_model import SAVED_MODEL
 from tristage.export.net.torch import TORCH
+from tristage.export.net.torch_script import TORCH_SCRIPT
 
 __all__ = ["NETS", "find_converter", "read_net"]
 
 # one converter per framework; others append their own
-NETS: list[NetConverter] = [KERAS, TORCH, ONNX]
+NETS: list[NetConverter] = [KERAS, TORCH, ONNX, SAVED_MODEL, TORCH_SCRIPT]
 
 
 def read_net(step: str, artifact: Any) -> Net:
@@ -37,9 +39,10 @@ def find_converter(step: str, artifact: Any) -> NetConverter:
     if isinstance(artifact, (str, Path)):
         path = Path(artifact)
         for converter in NETS:
-            if path.suffix in converter.suffixes:
-                if not path.is_file():
-                    raise ArtifactError(f"{what}: there is no file {path}", path=path)
+            file = path / converter.marker
+            if path.suffix in converter.suffixes or (converter.marker and file.is_file()):
+                if not file.is_file():
+                    raise ArtifactError(f"{what}: there is no file {file}", path=path)
                 return converter
         known = ", ".join(f"{'/'.join(converter.suffixes)} ({converter.framework})" for converter in NETS)
         raise ArtifactError(f"{what}: {path} is of no known kind of net; known are {known}", path=path)

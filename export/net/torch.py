@@ -18,7 +18,7 @@ from tristage.errors import ArtifactError
 from tristage.export.net.model import Net, NetConverter, net_from_onnx
 from tristage.export.onnx_graph import OPSET
 
-__all__ = ["TORCH"]
+__all__ = ["TORCH", "first_line", "quiet"]
 
 
 def convert(artifact: Any, what: str) -> Net:
@@ -31,11 +31,11 @@ def convert(artifact: Any, what: str) -> Net:
 
     if isinstance(artifact, Path):
         try:
-            with _quiet():
+            with quiet():
                 program = torch.export.load(artifact)
         except Exception as error:  # torch raises whatever its archive reader met
             raise ArtifactError(
-                f"{what}: torch {torch.__version__} cannot read {artifact} ({_first_line(error)}); "
+                f"{what}: torch {torch.__version__} cannot read {artifact} ({first_line(error)}); "
                 "write it with torch.export.save",
                 path=artifact,
             ) from error
@@ -49,10 +49,10 @@ def convert(artifact: Any, what: str) -> Net:
     _check_dynamic(program, what)
     _check_evaluation(program, what)
     try:
-        with _quiet():
+        with quiet():
             exported = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False, optimize=True)
     except Exception as error:  # the exporter raises many kinds
-        raise ArtifactError(f"{what}: torch cannot write it as ONNX ({_first_line(error)})") from error
+        raise ArtifactError(f"{what}: torch cannot write it as ONNX ({first_line(error)})") from error
     assert exported is not None
     names = program.graph_signature.user_inputs
     module = program.module()
@@ -92,7 +92,7 @@ def _check_evaluation(program: Any, what: str) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """torch.export prints progress and warns about its own internals; errors still come as exceptions."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -110,7 +110,8 @@ def _quiet() -> Iterator[None]:
             del sys.modules["triton"]
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an error that says anything."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 

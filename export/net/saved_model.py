@@ -1,0 +1,81 @@
+"""TensorFlow: a SavedModel's folder, or what tf.saved_model.load made of it; its serving signature is the net."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from tristage.errors import ArtifactError
+from tristage.export.net.model import Net, NetConverter, net_from_onnx
+from tristage.export.onnx_graph import OPSET
+
+__all__ = ["SAVED_MODEL"]
+
+_SIGNATURE = "serving_default"
+
+
+def convert(artifact: Any, what: str) -> Net:
+    """Convert a SavedModel through tf2onnx. Several outputs become columns side by side, in the order of their names.
+
+    Raises:
+        ArtifactError: the folder is not a SavedModel, has no serving signature or one that reads text, or tf2onnx
+            cannot convert an operation.
+    """
+    import tensorflow
+    import tf2onnx
+
+    loaded = artifact
+    if isinstance(artifact, Path):
+        try:
+            loaded = tensorflow.saved_model.load(str(artifact))
+        except Exception as error:  # TensorFlow raises whatever its readers met
+            raise ArtifactError(
+                f"{what}: TensorFlow {tensorflow.__version__} cannot read {artifact} ({error})", path=artifact
+            ) from error
+    signature = getattr(loaded, "signatures", {}).get(_SIGNATURE)
+    if signature is None:
+        raise ArtifactError(
+            f"{what}: the {type(loaded).__name__} has no signature {_SIGNATURE}; write it with Keras's "
+            "model.export(folder), or tf.saved_model.save(model, folder, signatures=...)"
+        )
+    specs = dict(sorted(signature.structured_input_signature[1].items()))
+    for name, spec in specs.items():
+        if spec.dtype == tensorflow.string:
+            raise ArtifactError(f"{what}: input {name} is text; a net reads numbers")
+    outputs = sorted(signature.structured_outputs)
+
+    def answer(*values: Any) -> Any:
+        # through what was loaded, since a signature does not keep its variables alive
+        made = loaded.signatures[_SIGNATURE](**dict(zip(specs, values, strict=True)))
+        columns = [made[name] for name in outputs]
+        if len(columns) > 1:
+            columns = [tensorflow.cast(column, tensorflow.float32) for column in columns]
+        columns = [column[:, None] if column.shape.rank == 1 else column for column in columns]
+        return columns[0] if len(columns) == 1 else tensorflow.concat(columns, axis=1)
+
+    def predict(inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        return np.asarray(answer(*(tensorflow.constant(inputs[name]) for name in specs)))
+
+    named = [tensorflow.TensorSpec(spec.shape, spec.dtype, name=name) for name, spec in specs.items()]
+    try:
+        model, _ = tf2onnx.convert.from_function(
+            tensorflow.function(answer, input_signature=named), input_signature=named, opset=OPSET
+        )
+        onnx.checker.check_model(model)  # tf2onnx leaves an operation in place that it does not know
+    except Exception as error:  # tf2onnx raises many kinds
+        raise ArtifactError(f"{what}: tf2onnx {tf2onnx.__version__} cannot convert it ({error})") from error
+    return net_from_onnx(model, what, predict)
+
+
+SAVED_MODEL = NetConverter(
+    framework="TensorFlow SavedModel",
+    suffixes=(".savedmodel",),
+    modules=("tensorflow",),
+    convert=convert,
+    marker="saved_model.pb",
+)
