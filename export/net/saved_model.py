@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from tristage.errors import ArtifactError
 from tristage.export.net.model import Net, NetConverter, net_from_onnx
-from tristage.export.onnx_graph import OPSET
 
 __all__ = ["SAVED_MODEL"]
 
+_OPSET = 18  # the newest that tf2onnx 1.17 writes; `net_from_onnx` brings it up to date
 _SIGNATURE = "serving_default"
 
 
@@ -64,7 +64,7 @@ def convert(artifact: Any, what: str) -> Net:
     named = [tensorflow.TensorSpec(spec.shape, spec.dtype, name=name) for name, spec in specs.items()]
     try:
         model, _ = tf2onnx.convert.from_function(
-            tensorflow.function(answer, input_signature=named), input_signature=named, opset=OPSET
+            tensorflow.function(answer, input_signature=named), input_signature=named, opset=_OPSET
         )
         onnx.checker.check_model(model)  # tf2onnx leaves an operation in place that it does not know
     except Exception as error:  # tf2onnx raises many kinds
