@@ -36,7 +36,10 @@ def export(
     ] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a repository that is there.")] = False,
     trust: Annotated[
-        bool, typer.Option("--trust", help="Read saved NVTabular workflows, which are pickles: reading one runs it.")
+        bool,
+        typer.Option(
+            "--trust", help="Read saved NVTabular workflows and .joblib forests: pickles, which reading runs."
+        ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
 ) -> None:

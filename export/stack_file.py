@@ -91,6 +91,8 @@ def _forest(name: str, raw: Mapping[str, Any], here: Path) -> Step:
         forest=here / _text(raw["forest"], f"forest of {where}"),
         reads=_texts(_need(raw, "reads", where), f"reads of {where}"),
         group=None if group is None else _text(group, f"group of {where}"),
+        average=_text(raw.get("average", "predictions"), f"average of {where}"),
+        margins=_flag(raw.get("margins", False), f"margins of {where}"),
     )
 
 
@@ -110,7 +112,7 @@ def _mean(name: str, raw: Mapping[str, Any], here: Path) -> Step:
 # the key that says a step's kind -> the other keys it may have, and what builds it
 _STEPS: Mapping[str, tuple[tuple[str, ...], Callable[[str, Mapping[str, Any], Path], Step]]] = {
     "workflow": ((), _workflow),
-    "forest": (("reads", "group"), _forest),
+    "forest": (("reads", "group", "average", "margins"), _forest),
     "net": (("reads",), _net),
     "mean": ((), _mean),
 }
@@ -151,6 +153,12 @@ def _need(raw: Mapping[str, Any], key: str, where: str) -> Any:
 def _text(value: Any, what: str) -> str:
     if not isinstance(value, str):
         raise StackError(f"{what} is {value!r}; give a text")
+    return value
+
+
+def _flag(value: Any, what: str) -> bool:
+    if not isinstance(value, bool):
+        raise StackError(f"{what} is {value!r}; give true or false")
     return value
 
 
