@@ -133,7 +133,10 @@ def _values(entry: Mapping[str, Any]) -> list[Any]:
     if "offsets" not in entry:
         return list(entry["values"])
     text = bytes(value % 256 for value in entry["values"])
-    return [text[start:end].decode() for start, end in zip(entry["offsets"], entry["offsets"][1:], strict=False)]
+    return [
+        text[start:end].decode(errors="replace")
+        for start, end in zip(entry["offsets"], entry["offsets"][1:], strict=False)
+    ]
 
 
 def _encode(rows: NDArray[Any], categories: Mapping[int, Sequence[int]]) -> NDArray[Any]:

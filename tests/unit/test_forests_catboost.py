@@ -158,7 +158,7 @@ class TestCategories:
 
         seen = np.array([0, 7, 9, 11, 40, 65_535, 8, 0.5, 7.5, -1, -0.0], np.float32)
         rows = frame.to_numpy(np.float32)
-        finite = [part for part in awkward(rows, ODD[np.abs(ODD) < 1e9])]
+        finite = awkward(rows, ODD[np.abs(ODD) < 1e9])
         forest = agree(model, [*awkward(rows, np.concatenate([ODD, seen])), *finite])
         assert forest.categories == "exact"
         agree(model, finite, ask)
