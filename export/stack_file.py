@@ -87,13 +87,20 @@ def _workflow(name: str, raw: Mapping[str, Any], here: Path) -> Step:
 def _forest(name: str, raw: Mapping[str, Any], here: Path) -> Step:
     where = f"step {name}"
     group = raw.get("group")
-    return ForestStep(
-        forest=here / _text(raw["forest"], f"forest of {where}"),
-        reads=_texts(_need(raw, "reads", where), f"reads of {where}"),
-        group=None if group is None else _text(group, f"group of {where}"),
-        average=_text(raw.get("average", "predictions"), f"average of {where}"),
-        margins=_flag(raw.get("margins", False), f"margins of {where}"),
-    )
+    average = _text(raw.get("average", "predictions"), f"average of {where}")
+    margins = raw.get("margins", False)
+    if not isinstance(margins, bool):
+        raise StackError(f"margins of {where} is {margins!r}; give true or false", step=name)
+    try:
+        return ForestStep(
+            forest=here / _text(raw["forest"], f"forest of {where}"),
+            reads=_texts(_need(raw, "reads", where), f"reads of {where}"),
+            group=None if group is None else _text(group, f"group of {where}"),
+            average=average,
+            margins=margins,
+        )
+    except StackError as error:
+        raise StackError(f"{where}: {error}", step=name) from None
 
 
 def _net(name: str, raw: Mapping[str, Any], here: Path) -> Step:
@@ -153,12 +160,6 @@ def _need(raw: Mapping[str, Any], key: str, where: str) -> Any:
 def _text(value: Any, what: str) -> str:
     if not isinstance(value, str):
         raise StackError(f"{what} is {value!r}; give a text")
-    return value
-
-
-def _flag(value: Any, what: str) -> bool:
-    if not isinstance(value, bool):
-        raise StackError(f"{what} is {value!r}; give true or false")
     return value
 
 

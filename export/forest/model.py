@@ -177,7 +177,7 @@ def answers_of(what: str, library: str, ask: Answer, columns: int) -> Answer:
         try:
             answers = ask(np.ascontiguousarray(rows, np.float32))
         except Exception as error:  # every library has its own
-            reason = str(error).strip().splitlines()[0]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ArtifactError(f"{what}: {library} refuses to answer for these rows ({reason})") from error
         return np.asarray(answers, np.float32).reshape(len(rows), columns)
 

@@ -64,6 +64,8 @@ def convert(artifact: Any, what: str) -> Forest:
     softmax = config["objective"]["name"] == "multi:softmax" and classifier
     outputs = 1 if labels else margins
 
+    library = f"XGBoost {xgboost.__version__}"
+
     def ask(rows: NDArray[Any], kind: str) -> Any:
         codes = _encode(rows, categories)
         return booster.inplace_predict(codes, validate_features=False, predict_type=kind)
@@ -78,8 +80,8 @@ def convert(artifact: Any, what: str) -> Forest:
         features=booster.num_features(),
         names=None if names is None else tuple(names),
         outputs=outputs,
-        predict=answers_of(what, "XGBoost", predict, outputs),
-        margins=answers_of(what, "XGBoost", lambda rows: ask(rows, "margin"), margins),
+        predict=answers_of(what, library, predict, outputs),
+        margins=answers_of(what, library, lambda rows: ask(rows, "margin"), margins),
         categories="exact" if categories else "floor",
     )
 
