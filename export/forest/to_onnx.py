@@ -80,6 +80,8 @@ def check_forest(forest: Forest, what: str) -> None:
         ArtifactError: the forest has what TreeEnsembleRegressor has not.
     """
     header = forest.model.get_header_accessor()
+    if forest.model.num_tree == 0:
+        raise ArtifactError(f"{what}: it has no trees; train it for a round at least")
     if len(header.get_field("num_class")) > 1 and np.max(header.get_field("num_class")) > 1:
         raise ArtifactError(f"{what}: a forest with several targets of several classes; train one forest per target")
     if forest.postprocessor not in POSTPROCESSORS:

@@ -35,18 +35,19 @@ def convert(artifact: Any, what: str) -> Forest:
 
     if isinstance(artifact, Path):
         booster = _read(artifact, what)
-        wrapper = json.loads(booster.attr("scikit_learn") or "null")
-        classifier = wrapper is not None and wrapper.get("_estimator_type") == "classifier"
+        said = booster.attr("scikit_learn")  # a wrapper's file says so
+        wrapped = said is not None
+        classifier = wrapped and json.loads(said).get("_estimator_type") == "classifier"
     else:
         booster = _booster(artifact, what)
-        wrapper = isinstance(artifact, xgboost.XGBModel) or None
+        wrapped = isinstance(artifact, xgboost.XGBModel)
         classifier = isinstance(artifact, xgboost.XGBClassifier)
     config = json.loads(booster.save_config())["learner"]
     name = config["gradient_booster"]["name"]
     if name not in ("gbtree", "dart"):
         raise ArtifactError(f"{what}: it is a {name} model, not trees; only gbtree and dart models are converted")
     best = booster.attr("best_iteration")
-    if wrapper is not None and best is not None:
+    if wrapped and best is not None:
         booster = booster[: int(best) + 1]
     document, categories = _categories(booster)
     names = booster.feature_names
@@ -60,10 +61,9 @@ def convert(artifact: Any, what: str) -> Forest:
         raise ArtifactError(f"{what}: Treelite {treelite.__version__} cannot convert it ({error})") from error
     recode(model, categories)
     margins = int(np.sum(model.get_header_accessor().get_field("num_class")))
-    labels = config["objective"]["name"] == "multi:softmax" and not classifier
-    softmax = config["objective"]["name"] == "multi:softmax" and classifier
+    softmax = config["objective"]["name"] == "multi:softmax"
+    labels = softmax and not classifier
     outputs = 1 if labels else margins
-
     library = f"XGBoost {xgboost.__version__}"
 
     def ask(rows: NDArray[Any], kind: str) -> Any:
@@ -72,7 +72,7 @@ def convert(artifact: Any, what: str) -> Forest:
 
     def predict(rows: NDArray[Any]) -> Any:
         # as XGBClassifier.predict_proba does
-        return scipy.special.softmax(ask(rows, "margin"), axis=1) if softmax else ask(rows, "value")
+        return scipy.special.softmax(ask(rows, "margin"), axis=1) if softmax and not labels else ask(rows, "value")
 
     return Forest(
         model=model,

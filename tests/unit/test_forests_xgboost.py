@@ -310,6 +310,10 @@ class TestRefused:
         with pytest.raises(ArtifactError, match=r"step f: it is a gblinear model, not trees"):
             read_forests("f", booster, (), grouped=False)
 
+    def test_no_trees(self) -> None:
+        with pytest.raises(ArtifactError, match=r"step f: it has no trees; train it for a round at least"):
+            read_forests("f", train(0), (), grouped=False)
+
     @pytest.mark.parametrize(
         ("name", "content"),
         [
