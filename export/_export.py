@@ -34,6 +34,9 @@ _LIBRARIES = (
     "nvtabular",
     "xgboost-cpu",
     "xgboost",
+    "lightgbm",
+    "catboost",
+    "scikit-learn",
     "treelite",
     "torch",
     "tensorflow-cpu",
@@ -113,7 +116,8 @@ def export(
         max_batch: rows that one request may hold; clients split what is larger.
         instances: copies of every model that answer side by side, one a core; they share weights and tables.
         overwrite: replace a repository that is there, in one step.
-        trust: whether saved workflows may be read, which runs what their pickle says; one in memory needs no trust.
+        trust: whether saved workflows and pickled forests may be read, which runs what their pickle says; what is in
+            memory needs no trust.
         on_stage: called with a few words before each stage.
 
     Raises:

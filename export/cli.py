@@ -41,7 +41,10 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a repository that is there.")] = False,
     trust: Annotated[
         bool,
-        typer.Option("--trust", help="Read saved workflows and Merlin graphs, which are pickles: reading one runs it."),
+        typer.Option(
+            "--trust",
+            help="Read saved workflows, Merlin graphs and .joblib forests, which are pickles: reading one runs it.",
+        ),
     ] = False,
     from_merlin: Annotated[
         Path | None,

@@ -124,7 +124,7 @@ def lower(
         on_step: called with a step's name before it is lowered.
         rows: the golden rows as a pandas.DataFrame, which say what columns NVTabular makes where it serves a workflow
             itself; None without golden rows.
-        trust: whether saved workflows may be read, which runs what their pickle says.
+        trust: whether saved workflows and pickled forests may be read, which runs what their pickle says.
         tables: the folder that large tables are written to; None keeps all in memory.
 
     Raises:
@@ -142,7 +142,7 @@ def lower(
             case WorkflowStep():
                 steps[name] = _lower_workflow(name, step, stack, golden, raw, rows, tables)
             case ForestStep():
-                steps[name] = _lower_forest(name, step, stack, reader)
+                steps[name] = _lower_forest(name, step, stack, reader, trust)
             case NetStep():
                 steps[name] = _lower_net(name, step, stack, reader)
             case MeanStep():
@@ -164,7 +164,7 @@ def _find_artifacts(stack: Stack, trust: bool) -> None:
             case WorkflowStep(workflow=artifact):
                 find_workflow(name, artifact, trust)
             case ForestStep(forest=artifact):
-                find_forests(name, artifact)
+                find_forests(name, artifact, grouped=step.group is not None, trust=trust)
             case NetStep(net=artifact):
                 find_converter(name, artifact)
             case MeanStep():
@@ -268,8 +268,16 @@ def _unserved(step: LoweredStep) -> Mapping[str, str]:
     return served.unserved if isinstance(served, InterpretedWorkflow) else {}
 
 
-def _lower_forest(name: str, step: ForestStep, stack: Stack, reader: _Reader) -> LoweredStep:
-    forests = read_forests(name, step.forest, stack.targets, step.group is not None)
+def _lower_forest(name: str, step: ForestStep, stack: Stack, reader: _Reader, trust: bool) -> LoweredStep:
+    forests = read_forests(
+        name,
+        step.forest,
+        stack.targets,
+        step.group is not None,
+        average=step.average,
+        margins=step.margins,
+        trust=trust,
+    )
     candidates = reader.many(step.reads)
     first = forests.all()[0]
     sources = _features(name, first.names, first.features, candidates)
@@ -297,6 +305,9 @@ def _lower_forest(name: str, step: ForestStep, stack: Stack, reader: _Reader) ->
                     )
         feeds.append(Feed("group", (chooser,), "string" if chooser.column.dtype == "string" else "int64"))
     made = [target for target in forests.targets if target is not None] or _names(first.outputs, stack.targets)
+    if forests.margins:
+        count = forests.width - forests.outputs
+        made += [f"{column}_margin" for column in made] if count == len(made) else [f"margin{n}" for n in range(count)]
     return LoweredStep(name, forests, tuple(feeds), tuple(Column(column, "float32") for column in made))
 
 

@@ -87,11 +87,20 @@ def _workflow(name: str, raw: Mapping[str, Any], here: Path) -> Step:
 def _forest(name: str, raw: Mapping[str, Any], here: Path) -> Step:
     where = f"step {name}"
     group = raw.get("group")
-    return ForestStep(
-        forest=here / _text(raw["forest"], f"forest of {where}"),
-        reads=_texts(_need(raw, "reads", where), f"reads of {where}"),
-        group=None if group is None else _text(group, f"group of {where}"),
-    )
+    average = _text(raw.get("average", "predictions"), f"average of {where}")
+    margins = raw.get("margins", False)
+    if not isinstance(margins, bool):
+        raise StackError(f"margins of {where} is {margins!r}; give true or false", step=name)
+    try:
+        return ForestStep(
+            forest=here / _text(raw["forest"], f"forest of {where}"),
+            reads=_texts(_need(raw, "reads", where), f"reads of {where}"),
+            group=None if group is None else _text(group, f"group of {where}"),
+            average=average,
+            margins=margins,
+        )
+    except StackError as error:
+        raise StackError(f"{where}: {error}", step=name) from None
 
 
 def _net(name: str, raw: Mapping[str, Any], here: Path) -> Step:
@@ -110,7 +119,7 @@ def _mean(name: str, raw: Mapping[str, Any], here: Path) -> Step:
 # the key that says a step's kind -> the other keys it may have, and what builds it
 _STEPS: Mapping[str, tuple[tuple[str, ...], Callable[[str, Mapping[str, Any], Path], Step]]] = {
     "workflow": ((), _workflow),
-    "forest": (("reads", "group"), _forest),
+    "forest": (("reads", "group", "average", "margins"), _forest),
     "net": (("reads",), _net),
     "mean": ((), _mean),
 }

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # behind what is installed, so that `examples` can be imported and the installed tristage is what is tested
-sys.path.append(str(ROOT))
+sys.path += [str(ROOT), str(ROOT / "tests")]
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # OpenAI's triton, which PyPI's torch brings: its LLVM ends a process that has loaded TensorFlow's
 sys.modules.setdefault("triton", None)  # type: ignore[arg-type]

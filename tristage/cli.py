@@ -77,14 +77,18 @@ def _note(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -
 # a package that is missing -> the extra that brings it
 _EXTRAS = {
     "aiohttp": "client",
+    "catboost": "forests",
     "grpc": "client",
+    "joblib": "forests",
     "keras": "tensorflow",
+    "lightgbm": "forests",
     "merlin": "export",
     "nvtabular": "export",
     "onnx": "export",
     "onnxruntime": "serve",
     "pyarrow": "client",
     "pytriton": "serve",
+    "sklearn": "forests",
     "tensorflow": "tensorflow",
     "torch": "torch",
     "treelite": "export",

@@ -56,17 +56,24 @@ class ForestStep:
 
     Attributes:
         forest: a file, or a pattern with any of `{target}`, `{bag}` and `{group}` in it, such as
-            `xgb1/{target}-{bag}.ubj`; or in Python a Booster. Bags are averaged as probabilities.
+            `xgb1/{target}-{bag}.ubj`. In Python also a model in memory; a list of models is a bag, a dict has one or a
+            bag for each target; with `group`, a dict has any of these for each group.
         reads: the columns to take features from; a forest that knows its features' names finds them by name.
         group: the column whose value chooses the `{group}` that answers a row.
+        average: what a bag averages: "predictions", or "margins", of which it then makes one prediction.
+        margins: answer the margins too (what trees sum up to, before a sigmoid, say), in columns after the predictions.
     """
 
     forest: Any
     reads: tuple[str, ...]
     group: str | None = None
+    average: str = "predictions"
+    margins: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reads", _names(self.reads))
+        if self.average not in ("predictions", "margins"):
+            raise StackError(f"average is {self.average!r}; a bag averages predictions or margins")
 
     def references(self) -> tuple[str, ...]:
         """What the step reads, the group's column last."""

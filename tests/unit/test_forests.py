@@ -1,33 +1,38 @@
-"""XGBoost forests as ONNX trees: equal to xgboost on awkward rows; what can't be equal is refused."""
+"""What holds for forests of every library: files and names; bags, targets and groups; the columns they read."""
 
 from __future__ import annotations
 
-import json
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import catboost
+import joblib
+import lightgbm
 import numpy as np
-import onnxruntime
+import pandas as pd
 import pytest
 import xgboost
+from forest_parity import agree, awkward, close, rows_of, served
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 
 from tristage.columns import Column
 from tristage.errors import ArtifactError, StackError
 from tristage.export.check import run_placement
-from tristage.export.forest import Forest, read_forests
-from tristage.export.forest.to_onnx import add_forests
+from tristage.export.forest import FORESTS, ForestConverter, read_forests
 from tristage.export.lower import lower
-from tristage.export.onnx_graph import GraphBuilder
 from tristage.export.place import place
 from tristage.export.reference import reference_answers
 from tristage.stack import ForestStep, Stack
 
 WIDTH = 6
 RNG = np.random.default_rng(7)
-ROWS = RNG.normal(size=(400, WIDTH)).astype(np.float32)
-ROWS[RNG.random(ROWS.shape) < 0.1] = np.nan
+ROWS = rows_of(7, 400, WIDTH)
 LABELS = (np.nan_to_num(ROWS[:, 0]) + np.nan_to_num(ROWS[:, 1]) ** 2 + RNG.normal(size=400) > 0.5).astype(np.float32)
+FRAME = pd.DataFrame(ROWS, columns=[f"features.{name}" for name in "abcdef"])
 
 
 def train(rounds: int = 8, names: list[str] | None = None, **options: Any) -> xgboost.Booster:
@@ -36,238 +41,110 @@ def train(rounds: int = 8, names: list[str] | None = None, **options: Any) -> xg
     return xgboost.train(options, xgboost.DMatrix(ROWS, labels, feature_names=names), num_boost_round=rounds)
 
 
-def served(forests: Any, rows: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
-    graph = GraphBuilder()
-    group = None if groups is None else graph.input("group", "int64", 1)
-    answers = add_forests(graph, graph.input("rows", "float32", WIDTH), forests, group)
-    width = len(forests.targets) if forests.targets != (None,) else forests.all()[0].outputs
-    session = onnxruntime.InferenceSession(graph.model([("out", answers, "float32", width)]).SerializeToString())
-    feeds = {"rows": rows} if groups is None else {"rows": rows, "group": groups.reshape(-1, 1).astype(np.int64)}
-    return np.asarray(session.run(None, feeds)[0])
+def whole(booster: xgboost.Booster, **options: Any) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda rows: booster.predict(xgboost.DMatrix(rows), validate_features=False, **options)
 
 
-def agree(artifact: Any, expected: Callable[[np.ndarray], np.ndarray] | None = None) -> Forest:
-    forests = read_forests("xgb", artifact, (), grouped=False)
-    (forest,) = forests.all()
-    for rows in (ROWS, ROWS[:1], ROWS[:0], np.full((3, WIDTH), np.nan, np.float32), 1e30 * ROWS, np.zeros_like(ROWS)):
-        answers = served(forests, rows)
-        assert answers.shape == (len(rows), forest.outputs)
-        if len(rows):
-            np.testing.assert_allclose(answers, forest.predict(rows), atol=1e-6, rtol=1e-6)
-            if expected is not None:
-                np.testing.assert_allclose(answers, expected(rows).reshape(len(rows), -1), atol=1e-6, rtol=1e-6)
-    return forest
+@dataclass(frozen=True)
+class Library:
+    """A classifier of two classes of one library, how its file is written, and one that is not fitted."""
+
+    fit: Callable[[Any], Any]
+    save: Callable[[Any, Path], None]
+    unfitted: Any
 
 
-def whole(booster: xgboost.Booster) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda rows: booster.predict(xgboost.DMatrix(rows), validate_features=False)
+LIBRARIES = {
+    "XGBoost": Library(
+        lambda rows: xgboost.XGBClassifier(n_estimators=5, n_jobs=1).fit(rows, LABELS),
+        lambda model, path: model.save_model(path),
+        xgboost.XGBClassifier(),
+    ),
+    "LightGBM": Library(
+        lambda rows: lightgbm.LGBMClassifier(n_estimators=5, n_jobs=1, verbose=-1).fit(rows, LABELS),
+        lambda model, path: model.booster_.save_model(path),
+        lightgbm.LGBMClassifier(),
+    ),
+    "CatBoost": Library(
+        lambda rows: catboost.CatBoostClassifier(5, allow_writing_files=False, logging_level="Silent").fit(
+            rows, LABELS
+        ),
+        lambda model, path: model.save_model(str(path)),
+        catboost.CatBoostClassifier(),
+    ),
+    "scikit-learn": Library(
+        lambda rows: HistGradientBoostingClassifier(max_iter=5).fit(rows, LABELS),
+        joblib.dump,
+        HistGradientBoostingClassifier(),
+    ),
+}
 
 
-@pytest.mark.parametrize("depth", [1, 2, 5, 8, 10])
-def test_depth(depth: int) -> None:
-    booster = train(max_depth=depth)
-    agree(booster, whole(booster))
+@pytest.mark.parametrize("converter", FORESTS, ids=lambda converter: converter.name)
+class TestEveryLibrary:
+    """A library that is added to FORESTS must be added to LIBRARIES, and pass."""
+
+    def test_answers(self, converter: ForestConverter) -> None:
+        model = LIBRARIES[converter.name].fit(ROWS)
+        forest = agree(model, awkward(ROWS), lambda rows: model.predict_proba(rows)[:, 1])
+        assert (forest.features, forest.outputs, forest.names) == (WIDTH, 1, None)
+
+    def test_names(self, converter: ForestConverter) -> None:
+        assert agree(LIBRARIES[converter.name].fit(FRAME), [ROWS]).names == tuple(FRAME.columns)
+
+    def test_files(self, converter: ForestConverter, tmp_path: Path) -> None:
+        library = LIBRARIES[converter.name]
+        model = library.fit(FRAME)
+        for suffix in converter.suffixes or (".joblib",):
+            library.save(model, tmp_path / f"m{suffix}")
+            forest = agree(tmp_path / f"m{suffix}", awkward(ROWS), lambda rows: model.predict_proba(rows)[:, 1])
+            assert forest.names == tuple(FRAME.columns)
+
+    def test_the_same_graph_twice(self, converter: ForestConverter) -> None:
+        model = LIBRARIES[converter.name].fit(ROWS)
+        stacks = [stack(model, tuple("abcdef"), {"y": "forest.score"}) for _ in range(2)]
+        first, second = (place(lower(each, RAW), 4).models[0].graph.SerializeToString() for each in stacks)
+        assert first == second
+
+    def test_margins(self, converter: ForestConverter) -> None:
+        forests = read_forests("f", LIBRARIES[converter.name].fit(ROWS), (), grouped=False, margins=True)
+        answers = served(forests, ROWS)
+        close(answers[:, 0], 1 / (1 + np.exp(-answers[:, 1].astype(float))))
+
+    def test_missing_and_empty_files(self, converter: ForestConverter, tmp_path: Path) -> None:
+        suffix = (converter.suffixes or (".joblib",))[0]
+        with pytest.raises(ArtifactError, match=rf"step f: there is no file .*gone\{suffix}") as caught:
+            read_forests("f", tmp_path / f"gone{suffix}", (), grouped=False, trust=True)
+        assert caught.value.path == tmp_path / f"gone{suffix}"
+        (tmp_path / f"empty{suffix}").touch()
+        with pytest.raises(ArtifactError, match=rf"empty\{suffix} is empty"):
+            read_forests("f", tmp_path / f"empty{suffix}", (), grouped=False, trust=True)
+
+    def test_unfitted(self, converter: ForestConverter) -> None:
+        with pytest.raises(ArtifactError, match=r"step f: the \w+Classifier is not fitted; call fit first"):
+            read_forests("f", LIBRARIES[converter.name].unfitted, (), grouped=False)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"objective": "reg:squarederror"},
-        {"objective": "reg:squarederror", "base_score": 3.25},
-        {"objective": "binary:logistic", "base_score": 0.03},
-        {"objective": "binary:logitraw"},
-        {"objective": "reg:logistic"},
-        {"objective": "count:poisson"},
-        {"objective": "reg:gamma", "labels": LABELS + 0.5},
-        {"objective": "reg:tweedie", "labels": LABELS + 0.5},
-        {"objective": "reg:absoluteerror"},
-        {"objective": "rank:pairwise"},
-        {"objective": "multi:softprob", "num_class": 4, "labels": RNG.integers(0, 4, 400)},
-        {"objective": "multi:softprob", "num_class": 3, "labels": RNG.integers(0, 3, 400), "num_parallel_tree": 2},
-        {"objective": "binary:logistic", "num_parallel_tree": 3, "subsample": 0.5},
-        {"tree_method": "exact"},
-        {"grow_policy": "lossguide", "max_leaves": 7, "max_depth": 0},
-        {"gamma": 1e9},
-    ],
-    ids=lambda options: "-".join(str(value) for value in options.values() if not isinstance(value, np.ndarray)),
-)
-def test_kinds(options: dict[str, Any]) -> None:
-    booster = train(**options)
-    agree(booster, whole(booster))
-
-
-def test_infinity() -> None:
-    # xgboost itself takes no infinity; served, it compares like any number
-    forests = read_forests("xgb", train(), (), grouped=False)
-    high, low = ROWS.copy(), ROWS.copy()
-    high[:, 0], low[:, 0] = np.inf, -np.inf
-    huge, tiny = ROWS.copy(), ROWS.copy()
-    huge[:, 0], tiny[:, 0] = 3e38, -3e38
-    np.testing.assert_array_equal(served(forests, high), served(forests, huge))
-    np.testing.assert_array_equal(served(forests, low), served(forests, tiny))
-
-
-def test_thresholds_are_hit_exactly() -> None:
-    booster = train(max_depth=6)
-    splits = np.array(
-        [
-            [float(node[node.index("<") + 1 : node.index("]")])]
-            for tree in booster.get_dump()
-            for node in tree.splitlines()
-            if "<" in node
-        ],
-        np.float32,
+def test_importing_imports_no_library() -> None:
+    script = (
+        "import sys, tristage.export.forest; print(*{'xgboost', 'lightgbm', 'catboost', 'sklearn'} & set(sys.modules))"
     )
-    agree_rows = np.repeat(splits, WIDTH, axis=1)
-    for rows in (agree_rows, np.nextafter(agree_rows, np.float32(np.inf)), np.nextafter(agree_rows, np.float32(-9))):
-        forests = read_forests("xgb", booster, (), grouped=False)
-        np.testing.assert_allclose(served(forests, rows)[:, 0], whole(booster)(rows), atol=1e-6)
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == ""
 
 
-def test_names() -> None:
-    assert agree(train()).names is None
-    names = [f"feature {number}" for number in range(WIDTH)]
-    assert agree(train(names=names)).names == tuple(names)
-
-
-@pytest.mark.parametrize("suffix", ["ubj", "json"])
-def test_files(tmp_path: Path, suffix: str) -> None:
-    booster = train(names=list("abcdef"))
-    booster.save_model(tmp_path / f"model.{suffix}")
-    assert agree(tmp_path / f"model.{suffix}", whole(booster)).names == tuple("abcdef")
-
-
-class TestWrappers:
-    def test_classifier(self) -> None:
-        model = xgboost.XGBClassifier(n_estimators=5, max_depth=3, n_jobs=1).fit(ROWS, LABELS)
-        agree(model, lambda rows: model.predict_proba(rows)[:, 1])
-
-    def test_multiclass(self) -> None:
-        model = xgboost.XGBClassifier(n_estimators=5, n_jobs=1).fit(ROWS, RNG.integers(0, 3, 400))
-        assert agree(model, model.predict_proba).outputs == 3
-
-    def test_regressor(self) -> None:
-        model = xgboost.XGBRegressor(n_estimators=5, n_jobs=1).fit(ROWS, LABELS * 3)
-        agree(model, model.predict)
-
-    def test_random_forest(self) -> None:
-        model = xgboost.XGBRFRegressor(n_estimators=7, n_jobs=1).fit(ROWS, LABELS)
-        agree(model, model.predict)
-
-    @pytest.fixture(scope="class")
-    def stopped(self) -> Any:
-        noise = RNG.integers(0, 2, 400)
-        model = xgboost.XGBClassifier(n_estimators=60, max_depth=6, n_jobs=1, early_stopping_rounds=20)
-        model.fit(ROWS[:300], noise[:300], eval_set=[(ROWS[300:], noise[300:])], verbose=False)
-        assert model.best_iteration + 1 < model.get_booster().num_boosted_rounds()
-        return model
-
-    def test_early_stopping_in_memory(self, stopped: Any) -> None:
-        agree(stopped, lambda rows: stopped.predict_proba(rows)[:, 1])
-
-    @pytest.mark.parametrize("suffix", ["ubj", "json"])
-    def test_early_stopping_in_a_file(self, stopped: Any, tmp_path: Path, suffix: str) -> None:
-        stopped.save_model(tmp_path / f"m.{suffix}")
-        loaded = xgboost.XGBClassifier()
-        loaded.load_model(tmp_path / f"m.{suffix}")
-        agree(tmp_path / f"m.{suffix}", lambda rows: loaded.predict_proba(rows)[:, 1])
-
-    def test_early_stopping_of_a_booster(self) -> None:
-        noise = RNG.integers(0, 2, 400)
-        booster = xgboost.train(
-            {"objective": "binary:logistic", "nthread": 1},
-            xgboost.DMatrix(ROWS[:300], noise[:300]),
-            num_boost_round=40,
-            evals=[(xgboost.DMatrix(ROWS[300:], noise[300:]), "held_out")],
-            early_stopping_rounds=10,
-            verbose_eval=False,
-        )
-        assert booster.best_iteration + 1 < booster.num_boosted_rounds()
-        agree(booster, whole(booster))  # a Booster predicts with all its trees
-
-    def test_unfitted(self) -> None:
-        with pytest.raises(ArtifactError, match=r"step xgb.*not fitted"):
-            read_forests("xgb", xgboost.XGBClassifier(), (), grouped=False)
-
-
-class TestRefused:
-    @pytest.mark.parametrize("kind", ["gblinear", "dart"])
-    def test_boosters(self, kind: str) -> None:
-        options = {"max_depth": None} if kind == "gblinear" else {"rate_drop": 0.5}
-        options = {"booster": kind, "objective": "binary:logistic", "nthread": 1, **options}
-        options = {key: value for key, value in options.items() if value is not None}
-        booster = xgboost.train(options, xgboost.DMatrix(np.nan_to_num(ROWS), LABELS), num_boost_round=5)
-        with pytest.raises(ArtifactError, match=rf"step xgb: it is a {kind} model"):
-            read_forests("xgb", booster, (), grouped=False)
-
-    @pytest.mark.parametrize("strategy", ["one_output_per_tree", "multi_output_tree"])
-    def test_several_targets_in_one(self, strategy: str) -> None:
-        options = {"objective": "reg:squarederror", "multi_strategy": strategy, "nthread": 1, "tree_method": "hist"}
-        booster = xgboost.train(options, xgboost.DMatrix(ROWS, np.stack([LABELS, LABELS], 1)), num_boost_round=3)
-        with pytest.raises(ArtifactError, match=r"step xgb.*(several targets|one per target)"):
-            read_forests("xgb", booster, (), grouped=False)
-
-    def test_categories(self) -> None:
-        rows = np.column_stack([RNG.integers(0, 20, 400), ROWS[:, 0]]).astype(np.float32)
-        data = xgboost.DMatrix(
-            rows, rows[:, 0] % 3, feature_types=["c", "float"], enable_categorical=True, feature_names=["kind", "x"]
-        )
-        booster = xgboost.train({"tree_method": "hist", "nthread": 1, "max_cat_to_onehot": 1}, data, num_boost_round=3)
-        with pytest.raises(ArtifactError, match=r"step xgb.*categorical splits"):
-            read_forests("xgb", booster, (), grouped=False)
-
-    @pytest.mark.parametrize("objective", ["multi:softmax", "binary:hinge"])
-    def test_labels(self, objective: str) -> None:
-        booster = train(objective=objective, **({"num_class": 2} if objective == "multi:softmax" else {}))
-        with pytest.raises(ArtifactError, match=rf"step xgb.*{objective}"):
-            read_forests("xgb", booster, (), grouped=False)
-
-    def test_quantiles(self) -> None:
-        booster = train(objective="reg:quantileerror", quantile_alpha=[0.1, 0.9])
-        with pytest.raises(ArtifactError, match=r"step xgb.*(several targets|one per target)"):
-            read_forests("xgb", booster, (), grouped=False)
-
-    def test_files(self, tmp_path: Path) -> None:
-        with pytest.raises(ArtifactError, match=r"step xgb: there is no file .*gone\.ubj") as caught:
-            read_forests("xgb", tmp_path / "gone.ubj", (), grouped=False)
-        assert caught.value.path == tmp_path / "gone.ubj"
-        (tmp_path / "empty.ubj").touch()
-        with pytest.raises(ArtifactError, match=r"empty\.ubj is empty"):
-            read_forests("xgb", tmp_path / "empty.ubj", (), grouped=False)
-        (tmp_path / "m.txt").write_text("x")
-        with pytest.raises(ArtifactError, match=r"m\.txt is of no known kind of forest; known are \.ubj/\.json"):
-            read_forests("xgb", tmp_path / "m.txt", (), grouped=False)
-        with pytest.raises(ArtifactError, match="there is no file"):
-            read_forests("xgb", str(tmp_path / "folder.ubj" / "x.ubj"), (), grouped=False)
-
-    @pytest.mark.parametrize(
-        ("name", "content"),
-        [
-            ("a.json", b"not json at all"),
-            ("b.json", b"{}"),
-            ("c.json", b'{"learner": {}, "version": [3, 0, 0]}'),
-            ("d.ubj", b"\x00\x01\x02garbage"),
-            ("e.ubj", b"{"),
-        ],
-    )
-    def test_garbage(self, tmp_path: Path, name: str, content: bytes) -> None:
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(ArtifactError, match=rf"step xgb: XGBoost .* cannot read .*{name}"):
-            read_forests("xgb", tmp_path / name, (), grouped=False)
-
-    @pytest.mark.parametrize("suffix", ["ubj", "json"])
-    def test_cut_off(self, tmp_path: Path, suffix: str) -> None:
-        path = tmp_path / f"m.{suffix}"
-        train().save_model(path)
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        with pytest.raises(ArtifactError, match="cannot read"):
-            read_forests("xgb", path, (), grouped=False)
-
-    def test_other_objects(self) -> None:
-        with pytest.raises(ArtifactError, match=r"step xgb: a dict is no forest of a known library; known are XGBoost"):
-            read_forests("xgb", {}, (), grouped=False)
-        with pytest.raises(ArtifactError, match=r"step xgb: a DMatrix is no"):
-            read_forests("xgb", xgboost.DMatrix(ROWS), (), grouped=False)
+def test_unknown_kinds(tmp_path: Path) -> None:
+    (tmp_path / "m.bin").write_text("x")
+    with pytest.raises(
+        ArtifactError, match=r"m\.bin is of no known kind of forest; known are \.ubj/\.json \(XGBoost\), "
+    ):
+        read_forests("f", tmp_path / "m.bin", (), grouped=False)
+    with pytest.raises(ArtifactError, match="there is no file"):
+        read_forests("f", str(tmp_path / "folder.ubj" / "x.ubj"), (), grouped=False)
+    with pytest.raises(
+        ArtifactError, match=r"step f: a set is no forest of a known library; known are XGBoost, LightGBM"
+    ):
+        read_forests("f", {1}, (), grouped=False)
 
 
 def save(folder: Path, files: Mapping[str, int], **options: Any) -> Path:
@@ -287,6 +164,83 @@ class TestSets:
         np.testing.assert_allclose(served(forests, ROWS)[:, 0], wanted, atol=1e-6)
         ordered = [forest.predict(ROWS)[:, 0] for forest in forests.all()]
         np.testing.assert_allclose(ordered[3], whole(boosters[3])(ROWS), atol=1e-6)  # 10 stands after 2
+
+    @pytest.mark.parametrize("average", ["predictions", "margins"])
+    def test_what_a_bag_averages(self, tmp_path: Path, average: str) -> None:
+        folder = save(tmp_path, {f"{target}-{bag}.ubj": bag for target in "ab" for bag in range(3)})
+        forests = read_forests(
+            "xgb", folder / "{target}-{bag}.ubj", ("a", "b"), grouped=False, average=average, margins=True
+        )
+        answers = served(forests, ROWS)
+        assert answers.shape == (400, 4)
+        boosters = [xgboost.Booster(model_file=folder / f"a-{bag}.ubj") for bag in range(3)]
+        margins = np.mean([whole(booster, output_margin=True)(ROWS) for booster in boosters], axis=0)
+        predictions = np.mean([whole(booster)(ROWS) for booster in boosters], axis=0)
+        close(answers[:, 0], predictions if average == "predictions" else 1 / (1 + np.exp(-margins.astype(float))))
+        close(answers[:, 2], margins)
+
+    def test_margins_of_classes(self) -> None:
+        options = {"num_class": 3, "labels": RNG.integers(0, 3, 400)}
+        bag = [train(3, objective="multi:softmax", seed=seed, subsample=0.5, **options) for seed in (1, 2)]
+        forests = read_forests("xgb", bag, (), grouped=False, average="margins", margins=True)
+        answers = served(forests, ROWS)
+        margins = np.mean([whole(booster, output_margin=True)(ROWS) for booster in bag], axis=0)
+        np.testing.assert_array_equal(answers[:, 0], margins.argmax(axis=1))
+        close(answers[:, 1:], margins)
+
+    def test_labels_have_no_mean(self) -> None:
+        bag = [train(3, objective="binary:hinge", seed=seed, subsample=0.5) for seed in (1, 2)]
+        with pytest.raises(StackError, match=r"step xgb: its forests answer labels, which have no mean; add average"):
+            read_forests("xgb", bag, (), grouped=False)
+        margins = np.mean([whole(booster, output_margin=True)(ROWS) for booster in bag], axis=0)
+        forests = read_forests("xgb", bag, (), grouped=False, average="margins")
+        np.testing.assert_array_equal(served(forests, ROWS)[:, 0], margins > 0)
+
+    def test_margins_that_mean_different_things(self) -> None:
+        bag = [train(3), train(3, objective="count:poisson")]
+        assert read_forests("xgb", bag, (), grouped=False).outputs == 1
+        with pytest.raises(ArtifactError, match=r"step xgb: .*in the same way; these differ: exponential, sigmoid"):
+            read_forests("xgb", bag, (), grouped=False, average="margins")
+
+    def test_no_margins(self) -> None:
+        forest = RandomForestClassifier(2).fit(ROWS, LABELS)
+        for options in ({"average": "margins"}, {"margins": True}):
+            with pytest.raises(StackError, match=r"step f: its forests average their trees' answers and have no marg"):
+                read_forests("f", forest, (), grouped=False, **options)
+
+    def test_in_memory(self) -> None:
+        one, two, three = (train(3, seed=seed, subsample=0.5) for seed in (1, 2, 3))
+        close(
+            served(read_forests("xgb", [one, two], (), grouped=False), ROWS)[:, 0],
+            (whole(one)(ROWS) + whole(two)(ROWS)) / 2,
+        )
+        forests = read_forests("xgb", {"b": one, "a": [two, three]}, ("a", "b", "c"), grouped=False)
+        assert forests.targets == ("a", "b")
+        close(served(forests, ROWS), np.stack([(whole(two)(ROWS) + whole(three)(ROWS)) / 2, whole(one)(ROWS)], 1))
+        forests = read_forests("xgb", {10: {"a": one, "b": two}, 2: {"a": three, "b": one}}, ("a", "b"), grouped=True)
+        assert forests.groups == ("2", "10")
+        close(served(forests, ROWS, np.ones(400)), np.stack([whole(one)(ROWS), whole(two)(ROWS)], 1))
+        forests = read_forests("xgb", {"x": one, "y": [two, three]}, (), grouped=True)
+        assert (forests.groups, forests.targets) == (("x", "y"), (None,))
+
+    def test_in_memory_wrong(self) -> None:
+        one = train(3)
+        with pytest.raises(StackError, match="step xgb has no forest in it; give it at least one"):
+            read_forests("xgb", {}, (), grouped=False)
+        with pytest.raises(StackError, match=r"step xgb has forests for a, which targets \(b\) lacks"):
+            read_forests("xgb", {"a": one}, ("b",), grouped=False)
+        with pytest.raises(StackError, match="step xgb names a group column but no"):
+            read_forests("xgb", one, (), grouped=True)
+        with pytest.raises(ArtifactError, match="step xgb, target a, bag 1: a dict is no forest"):
+            read_forests("xgb", {"a": [one, {}]}, ("a",), grouped=False)
+
+    def test_a_bag_of_libraries(self) -> None:
+        bag = [library.fit(ROWS) for library in LIBRARIES.values()]
+        forests = read_forests("f", bag, (), grouped=False, average="margins", margins=True)
+        answers = served(forests, ROWS)
+        margins = np.mean([forest.margins(ROWS) for forest in forests.all() if forest.margins], axis=0)
+        close(answers[:, 1], margins[:, 0])
+        close(answers[:, 0], 1 / (1 + np.exp(-margins[:, 0].astype(float))))
 
     def test_targets_in_the_stacks_order(self, tmp_path: Path) -> None:
         folder = save(tmp_path, {"like-0.ubj": 1, "like-1.ubj": 2, "reply-0.ubj": 3, "reply-1.ubj": 4})
@@ -374,7 +328,8 @@ RAW = {name: Column(name, "float32", nullable=True) for name in "abcdef"}
 
 
 def stack(forest: Any, reads: tuple[str, ...], outputs: Mapping[str, str], **rest: Any) -> Stack:
-    return Stack("s", {"xgb": ForestStep(forest, reads, **rest)}, outputs)
+    name = next(iter(outputs.values())).split(".")[0]
+    return Stack("s", {name: ForestStep(forest, reads, **rest)}, outputs)
 
 
 class TestFeatures:
@@ -389,6 +344,30 @@ class TestFeatures:
         answers = run_placement(place(lowered, 4), inputs)["y"][:, 0]
         np.testing.assert_allclose(answers, whole(booster)(ROWS[:9]), atol=1e-6)
         np.testing.assert_allclose(reference_answers(lowered, frame)["xgb"]["score"], answers, atol=1e-6)
+
+    @pytest.mark.parametrize("average", ["predictions", "margins"])
+    def test_margins_are_columns(self, average: str) -> None:
+        bag = {
+            target: [train(3, seed=seed, subsample=0.5) for seed in seeds]
+            for target, seeds in (("x", "12"), ("y", "34"))
+        }
+        outputs = {"s": "xgb.x", "t": "xgb.y", "u": "xgb.x_margin", "v": "xgb.y_margin"}
+        step = ForestStep(bag, tuple("abcdef"), average=average, margins=True)
+        lowered = lower(Stack("s", {"xgb": step}, outputs, targets=("x", "y")), RAW)
+        assert [column.name for column in lowered.steps[0].columns] == ["x", "y", "x_margin", "y_margin"]
+        answers = run_placement(place(lowered, 64), {name: ROWS[:, [at]] for at, name in enumerate("abcdef")})
+        wanted = reference_answers(lowered, pd.DataFrame(ROWS, columns=list("abcdef")))["xgb"]
+        for name, reference in outputs.items():
+            close(answers[name][:, 0], wanted[reference.split(".")[1]])
+        margins = np.mean([whole(booster, output_margin=True)(ROWS) for booster in bag["y"]], axis=0)
+        close(answers["v"][:, 0], margins)
+        if average == "margins":
+            close(answers["t"][:, 0], 1 / (1 + np.exp(-margins.astype(float))))
+
+    def test_margins_of_labels(self) -> None:
+        booster = train(objective="multi:softmax", num_class=3, labels=RNG.integers(0, 3, 400))
+        lowered = lower(stack(booster, tuple("abcdef"), {"y": "xgb.score"}, margins=True), RAW)
+        assert [column.name for column in lowered.steps[0].columns] == ["score", "margin0", "margin1", "margin2"]
 
     def test_by_position(self) -> None:
         lowered = lower(stack(train(), tuple("fedcba"), {"y": "xgb.score"}), RAW)
@@ -442,15 +421,3 @@ class TestFeatures:
             lower(wanted, {**RAW, "language": Column("language", "float32")})
         with pytest.raises(StackError, match=r"step xgb: .*group es\b.*whole number"):
             lower(wanted, {**RAW, "language": Column("language", "int64")})
-
-
-def test_base_score_written_in_any_way(tmp_path: Path) -> None:
-    # XGBoost 3.1 and above write base_score as a list in brackets
-    booster = train(base_score=0.25)
-    booster.save_model(tmp_path / "m.json")
-    document = json.loads((tmp_path / "m.json").read_text())
-    score = document["learner"]["learner_model_param"]["base_score"].strip("[]")
-    for written in (score, f"[{score}]"):
-        document["learner"]["learner_model_param"]["base_score"] = written
-        (tmp_path / "n.json").write_text(json.dumps(document))
-        agree(tmp_path / "n.json", whole(booster))

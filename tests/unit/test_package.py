@@ -14,7 +14,10 @@ from tristage import errors
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = {"tristage": "", "export": "export/", "serving": "serving/", "client": "client/", "loadtest": "loadtest/"}
-HEAVY = ("torch", "tensorflow", "keras", "nvtabular", "merlin", "dask", "xgboost", "treelite", "pandas", "onnx")
+HEAVY = (
+    *("torch", "tensorflow", "keras", "nvtabular", "merlin", "dask", "pandas", "onnx"),
+    *("xgboost", "lightgbm", "catboost", "sklearn", "treelite"),
+)
 
 
 def _uv(*arguments: str) -> None:

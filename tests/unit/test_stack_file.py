@@ -24,6 +24,8 @@ steps:
     forest: artifacts/xgb3/{group}/{target}.ubj
     reads: [features, age]
     group: features.author_group
+    average: margins
+    margins: true
   nn: {net: artifacts/nn.keras, reads: {tokens: tokens, numeric: [features.x_*, age]}}
   xgb4: {forest: /absolute/xgb4.ubj, reads: [features, xgb1, xgb3, nn]}
   score: {mean: [xgb4, xgb1]}
@@ -45,7 +47,11 @@ def test_says_the_same_as_python(tmp_path: Path) -> None:
             "features": WorkflowStep(here / "artifacts/workflow"),
             "xgb1": ForestStep(here / "artifacts/xgb1/{target}-{bag}.ubj", ("features",)),
             "xgb3": ForestStep(
-                here / "artifacts/xgb3/{group}/{target}.ubj", ("features", "age"), group="features.author_group"
+                here / "artifacts/xgb3/{group}/{target}.ubj",
+                ("features", "age"),
+                group="features.author_group",
+                average="margins",
+                margins=True,
             ),
             "nn": NetStep(here / "artifacts/nn.keras", {"tokens": ("tokens",), "numeric": ("features.x_*", "age")}),
             "xgb4": ForestStep(Path("/absolute/xgb4.ubj"), ("features", "xgb1", "xgb3", "nn")),
@@ -91,6 +97,13 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.Monk
         (", reads: features}", "}", r"step xgb1 lacks the key 'reads'"),
         (", reads: features}", ", reads: 3}", r"reads of step xgb1 is 3; give one name or a list"),
         ("group: features.author_group", "group: [a]", r"group of step xgb3 is \['a'\]; give a text"),
+        (
+            "average: margins",
+            "average: median",
+            r"step xgb3: average is 'median'; a bag averages predictions or margins",
+        ),
+        ("average: margins", "average: 3", r"average of step xgb3 is 3; give a text"),
+        ("margins: true", "margins: 1", r"margins of step xgb3 is 1; give true or false"),
         ("{tokens: tokens, numeric", "{tokens: 3, numeric", r"reads.tokens of step nn is 3"),
         (
             "reads: {tokens: tokens, numeric: [features.x_*, age]}",
