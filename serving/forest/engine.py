@@ -1,0 +1,91 @@
+"""Opens a packed forest and answers rows, in C."""
+
+from __future__ import annotations
+
+import mmap
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+try:
+    from tristage.serving.forest._engine import Engine
+except ImportError:  # installed where there was no C compiler
+    Engine = None  # type: ignore[assignment, misc]
+
+__all__ = ["ForestEngine", "ForestError", "available"]
+
+_CHECKSUM = slice(12, 16)  # where the file holds the CRC-32 of all that follows
+
+
+class ForestError(ValueError):
+    """A packed forest cannot be opened, or rows do not fit it."""
+
+
+def available() -> bool:
+    """Whether the engine was built when tristage was installed."""
+    return Engine is not None
+
+
+class ForestEngine:
+    """A packed forest, memory-mapped: instances share its pages. May be used from several threads.
+
+    Attributes:
+        features: columns of a row.
+        outputs: columns of an answer.
+        groups: how many groups of rows have forests of their own; 1 without groups.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open a file that `tristage.export.forest.to_engine` wrote.
+
+        Raises:
+            ForestError: the engine is not installed, or the file is missing, cut short or changed.
+        """
+        if Engine is None:
+            raise ForestError(
+                "tristage was installed without its forest engine; install it where there is a C compiler"
+            )
+        try:
+            with path.open("rb") as stream:
+                packed = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:  # mmap calls an empty file a ValueError
+            raise ForestError(f"{path} cannot be opened: {error}") from error
+        with memoryview(packed) as view:
+            if zlib.crc32(view[_CHECKSUM.stop :]) != int.from_bytes(view[_CHECKSUM], "little"):
+                raise ForestError(f"{path} is damaged or no packed forest; export it again")
+        try:
+            self._engine = Engine(packed)
+        except ValueError as error:
+            raise ForestError(f"{path} cannot be opened: {error}; export it again") from error
+        self.features: int = self._engine.features
+        self.outputs: int = self._engine.outputs
+        self.groups: int = self._engine.groups
+
+    def predict(
+        self, rows: NDArray[np.float32], groups: NDArray[np.int64] | None = None, out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Answer rows.
+
+        Args:
+            rows: [rows, features]; other than C-contiguous float32 is copied.
+            groups: [rows], the number of each row's group; a row of none (-1) is answered with NaN. None: group 0.
+            out: [rows, outputs], C-contiguous, to write the answers to; None makes one.
+
+        Returns:
+            The answers, [rows, outputs].
+
+        Raises:
+            ForestError: shapes or dtypes do not fit.
+        """
+        rows = np.ascontiguousarray(rows, np.float32)
+        if out is None:
+            out = np.empty((len(rows), self.outputs), np.float32)
+        if groups is not None:
+            groups = np.ascontiguousarray(groups, np.int64)
+        try:
+            self._engine.predict(rows, out, groups)
+        except (ValueError, BufferError) as error:
+            raise ForestError(str(error)) from error
+        return out
