@@ -15,10 +15,10 @@ from tristage.errors import ArtifactError, ParityError
 from tristage.export.lower import LoweredStack, LoweredStep, Workflow
 from tristage.export.place import PlacedModel, Placement
 from tristage.export.reference import answer_step
-from tristage.export.repository import save_graph
-from tristage.serving.graph import Graph, GraphError
+from tristage.export.repository import save_model
+from tristage.serving.graph import GraphError
 from tristage.serving.interpreted import Interpreter
-from tristage.serving.runner import Runnable
+from tristage.serving.runner import Runnable, open_folder
 from tristage.serving.workflow_file import WorkflowFile
 
 __all__ = ["MAX_EDGE_SHARE", "Parity", "check_answers", "check_parity", "open_model", "run_placement"]
@@ -80,8 +80,9 @@ def open_model(model: PlacedModel, tables: Path | None = None) -> Runnable:
         except GraphError as error:
             raise ArtifactError(f"step {', '.join(model.steps)}: {error}") from error
     with tempfile.TemporaryDirectory(dir=tables, prefix="model-") as folder:
+        save_model(model.graph, Path(folder), tables)
         try:
-            return Graph.open(save_graph(model.graph, Path(folder), tables))
+            return open_folder(Path(folder))
         except GraphError as error:
             raise ArtifactError(
                 f"step {', '.join(model.steps)}: ONNX Runtime cannot run its graph ({error.__cause__ or error})"

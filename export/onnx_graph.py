@@ -16,13 +16,14 @@ from onnx import TensorProto, helper, numpy_helper
 from tristage.columns import NULL_STRING
 from tristage.manifest import sha256
 
-__all__ = ["IR_VERSION", "OPSET", "GraphBuilder", "onnx_type"]
+__all__ = ["FOREST_DOMAIN", "IR_VERSION", "OPSET", "GraphBuilder", "node_reads", "onnx_type"]
 
 # what every server that tristage places on can read: Triton 24.10 takes opset 21 and IR 10 at most
 OPSET = 20
 OPSET_ML = 3
 IR_VERSION = 10
 _PRODUCER = "tristage"
+FOREST_DOMAIN = "tristage"  # of the node that stands for a forest of the engine's
 _LARGE = 1 << 20  # bytes; a larger array is written to a file as it is made
 _SCRATCH = "scratch-"
 
@@ -174,6 +175,18 @@ class GraphBuilder:
             "LabelEncoder", tensor, domain="ai.onnx.ml", **keys, values_int64s=values, default_int64=default
         )
 
+    def forest(self, file: str, rows: str, group: str | None, width: int) -> str:
+        """Ask a packed forest.
+
+        Args:
+            file: its name, beside the graph.
+            rows: its features, [rows, features] float32.
+            group: the number of each row's group, [rows, 1] int64; None without groups.
+            width: columns of its answer.
+        """
+        given = (rows,) if group is None else (rows, group)
+        return self.add("Forest", *given, domain=FOREST_DOMAIN, file=file, width=width)
+
     def string_is(self, tensor: str, value: str) -> str:
         """Where a string tensor equals a value, as booleans."""
         return self.cast(self.label_encode(tensor, {value: 1}, 0), "int64", "bool")
@@ -198,7 +211,7 @@ class GraphBuilder:
         constants = {tensor.name: tensor for tensor in model.graph.initializer}
         # in the order they are read: the order they are listed in changes from run to run
         for read in (
-            *(name for node in model.graph.node for name in _reads(node)),
+            *(name for node in model.graph.node for name in node_reads(node)),
             *(o.name for o in model.graph.output),
         ):
             if read in constants and read not in names:
@@ -250,7 +263,7 @@ class GraphBuilder:
         kept: list[onnx.NodeProto] = []
         for node in reversed(nodes):
             if needed.intersection(node.output):
-                needed.update(_reads(node))
+                needed.update(node_reads(node))
                 kept.append(node)
         graph = helper.make_graph(
             list(reversed(kept)),
@@ -272,11 +285,11 @@ class GraphBuilder:
         return f"__t{self._count - 1}"
 
 
-def _reads(node: onnx.NodeProto) -> list[str]:
+def node_reads(node: onnx.NodeProto) -> list[str]:
     """What a node and its nested graphs read, in order; with what the nested ones make themselves."""
     names = list(node.input)
     for graph in (graph for attribute in node.attribute for graph in (attribute.g, *attribute.graphs)):
-        names += [name for nested in graph.node for name in _reads(nested)]
+        names += [name for nested in graph.node for name in node_reads(nested)]
         names += [value.name for value in graph.output]
     return names
 

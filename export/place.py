@@ -16,6 +16,7 @@ import onnx
 from tristage.columns import Column, Signature
 from tristage.errors import StackError
 from tristage.export.forest import ForestSet
+from tristage.export.forest.to_engine import pack_forests
 from tristage.export.forest.to_onnx import add_forests
 from tristage.export.lower import Feed, LoweredStack, LoweredStep, Mean, Source, Workflow
 from tristage.export.net import Net
@@ -97,7 +98,7 @@ def place(lowered: LoweredStack, max_batch: int) -> Placement:
     models = []
     inputs: dict[str, Column] = {}
     for step in lowered.steps:
-        graph = _graph(step, steps, ports)
+        graph = _graph(step, steps, ports, lowered.tables)
         if isinstance(graph, WorkflowFile):
             names = [column.name for column in graph.inputs]
         else:
@@ -211,7 +212,7 @@ def _runs(sources: Sequence[Source]) -> list[tuple[str | None, list[Source]]]:
 
 
 def _graph(
-    step: LoweredStep, steps: Mapping[str, LoweredStep], ports: Mapping[str, list[_Port]]
+    step: LoweredStep, steps: Mapping[str, LoweredStep], ports: Mapping[str, list[_Port]], tables: Path | None
 ) -> onnx.ModelProto | WorkflowFile:
     if isinstance(step.body, Workflow):
         compiled = step.body.served
@@ -241,7 +242,12 @@ def _graph(
                 text = step.feeds[1].dtype == "string"
                 positions = {str(g) if text else int(str(g)): number for number, g in enumerate(forests.groups)}
                 group = graph.label_encode(feeds["group"], positions, -1)
-            answers = add_forests(graph, feeds["rows"], forests, group)
+            file = None if tables is None else pack_forests(forests, tables)
+            answers = (
+                add_forests(graph, feeds["rows"], forests, group)
+                if file is None
+                else graph.forest(file, feeds["rows"], group, len(step.columns))
+            )
         case Net() as net:
             (answers,) = graph.embed(net.model, feeds)
             answers = graph.cast(answers, net.dtype, "float32")

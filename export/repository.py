@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import tempfile
@@ -14,10 +15,12 @@ import onnx
 from tristage.errors import ExportError
 from tristage.export.config import ensemble_config, model_config
 from tristage.export.place import Placement
+from tristage.export.split import ForestCall, split
 from tristage.manifest import KEPT, MANIFEST
+from tristage.serving.program import PROGRAM_FILE
 from tristage.serving.workflow_file import WORKFLOW_FILE, WorkflowFile
 
-__all__ = ["aside", "check_place", "save_graph", "write_models"]
+__all__ = ["aside", "check_place", "save_model", "write_models"]
 
 _RUNNER = "from tristage.serving.runner import TritonPythonModel  # noqa: F401\n"
 # what a repository's folder may hold without being one
@@ -96,10 +99,7 @@ def write_models(repository: Path, placement: Placement, instances: int = 1) -> 
         config = model_config(model, placement.signature.max_batch, instances)
         (repository / model.name / "config.pbtxt").write_text(config)
         (version / "model.py").write_text(_RUNNER)
-        if isinstance(model.graph, WorkflowFile):
-            (version / WORKFLOW_FILE).write_text(model.graph.to_json(), encoding="utf-8")
-        else:
-            save_graph(model.graph, version, placement.tables)
+        save_model(model.graph, version, placement.tables)
     ensemble = repository / placement.signature.stack
     (ensemble / "1").mkdir(parents=True)
     # Triton wants the version's folder; a file keeps it alive in archives that drop empty folders
@@ -107,33 +107,59 @@ def write_models(repository: Path, placement: Placement, instances: int = 1) -> 
     (ensemble / "config.pbtxt").write_text(ensemble_config(placement))
 
 
-def save_graph(graph: onnx.ModelProto, folder: Path, tables: Path | None) -> Path:
-    """Save a graph as `graph.onnx`, with what is large in files beside it, from where they are memory-mapped.
+def save_model(graph: onnx.ModelProto | WorkflowFile, folder: Path, tables: Path | None) -> None:
+    """Save what a model computes, so that the runner finds it; large tensors in files that are memory-mapped.
 
     Args:
-        graph: the graph.
+        graph: a graph; saved as `graph.onnx`, or where it has forests as a program. Or a workflow's file.
         folder: where it goes.
-        tables: the folder of the tables that it refers to; they are linked, or copied to another disk.
-
-    Returns:
-        The graph's file.
+        tables: the folder of the tables and forests that it refers to; they are linked, or copied to another disk.
     """
-    path = folder / "graph.onnx"
+    if isinstance(graph, WorkflowFile):
+        (folder / WORKFLOW_FILE).write_text(graph.to_json(), encoding="utf-8")
+        return
+    program = split(graph)
+    if program is None:
+        _save_graph(graph, folder / "graph.onnx", tables)
+        return
+    parts: list[dict[str, str | None]] = []
+    for number, part in enumerate(program.parts):
+        if isinstance(part, ForestCall):
+            _link(part.file, folder, tables)
+            parts.append({"forest": part.file, "rows": part.rows, "group": part.group, "output": part.output})
+        else:
+            _save_graph(part, folder / f"graph{number}.onnx", tables)
+            parts.append({"graph": f"graph{number}.onnx"})
+    document = json.dumps({"parts": parts, "named": program.outputs}, indent=1)
+    (folder / PROGRAM_FILE).write_text(document + "\n", encoding="utf-8")
+
+
+def _save_graph(graph: onnx.ModelProto, path: Path, tables: Path | None) -> None:
     copy = onnx.ModelProto()
     copy.CopyFrom(graph)  # saving moves the tensors out of the model it is given
     onnx.save_model(
-        copy, path, save_as_external_data=True, all_tensors_to_one_file=True, location="graph.bin", size_threshold=4096
+        copy,
+        path,
+        save_as_external_data=True,
+        all_tensors_to_one_file=True,
+        location=f"{path.stem}.bin",
+        size_threshold=4096,
     )
     with contextlib.suppress(OSError), path.open("rb") as stream:
         os.fsync(stream.fileno())
     for name in _table_files(graph):
-        assert tables is not None
-        try:
-            (folder / name).hardlink_to(tables / name)
-        except OSError:
-            shutil.copyfile(tables / name, folder / name)
-        (folder / name).chmod(0o644)
-    return path
+        _link(name, path.parent, tables)
+
+
+def _link(name: str, folder: Path, tables: Path | None) -> None:
+    assert tables is not None
+    if (folder / name).exists():
+        return
+    try:
+        (folder / name).hardlink_to(tables / name)
+    except OSError:
+        shutil.copyfile(tables / name, folder / name)
+    (folder / name).chmod(0o644)
 
 
 def _table_files(graph: onnx.ModelProto) -> set[str]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tristage.errors import RepositoryError
 from tristage.serving.graph import Graph, GraphError, Tensor, decode
 from tristage.serving.interpreted import Interpreter
+from tristage.serving.program import PROGRAM_FILE, Program
 from tristage.serving.workflow_file import TRUST, WORKFLOW_FILE, WorkflowFile
 
 __all__ = ["TritonPythonModel"]
@@ -23,7 +24,7 @@ Tensors = dict[str, NDArray[Any]]
 
 
 class Runnable(Protocol):
-    """What a model's folder is opened as: a Graph or an Interpreter."""
+    """What a model's folder is opened as: a Graph, a Program or an Interpreter."""
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -87,8 +88,11 @@ def open_folder(folder: Path) -> Runnable:
         GraphError: what lies there cannot be opened, or is a workflow and nobody has said that it may be read.
     """
     file = folder / WORKFLOW_FILE
+    threads = int(os.environ.get("TRISTAGE_THREADS", "1"))
+    if (folder / PROGRAM_FILE).is_file():
+        return Program.open(folder, threads)
     if not file.is_file():
-        return Graph.open(folder / "graph.onnx", int(os.environ.get("TRISTAGE_THREADS", "1")))
+        return Graph.open(folder / "graph.onnx", threads)
     if os.environ.get(TRUST) != "1":
         raise GraphError(
             f"{file} names a saved workflow, a pickle, and reading one runs it: tristage serve --trust allows that "
@@ -111,8 +115,7 @@ def check_config(graph: Runnable, config: Mapping[str, Any]) -> None:
         said = {entry["name"]: entry["data_type"] for entry in config[side]}
         fits = said == have if side == "input" else said.items() <= have.items()  # an output may go unread
         if not fits:
-            file = WORKFLOW_FILE if isinstance(graph, Interpreter) else "graph.onnx"
-            raise GraphError(f"config.pbtxt and {file} differ in their {side}s: {said} against {have}")
+            raise GraphError(f"config.pbtxt and the model differ in their {side}s: {said} against {have}")
 
 
 def evaluate(graph: Runnable, requests: Sequence[Tensors | GraphError]) -> list[Tensors | GraphError]:

@@ -6,9 +6,8 @@ bytes.
 
 from __future__ import annotations
 
-import os
+import hashlib
 import struct
-import tempfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,8 +20,9 @@ from numpy.typing import NDArray
 from tristage.export.forest.engine_layout import SLOT, lay_out, rank_nodes
 from tristage.export.forest.engine_nodes import EngineRefusal, Tree, join, read_trees
 from tristage.export.forest.model import ForestSet
+from tristage.serving.forest import available
 
-__all__ = ["EngineRefusal", "Member", "members", "pack", "write_engine"]
+__all__ = ["EngineRefusal", "Member", "members", "pack", "pack_forests"]
 
 GROUP = np.dtype([(name, "<u4") for name in ("slot", "slots", "forest", "forests")])
 FOREST = np.dtype(
@@ -68,23 +68,22 @@ def members(forests: ForestSet) -> list[Member]:
     ]
 
 
-def write_engine(forests: ForestSet, path: Path) -> None:
-    """Pack a step's forests into a file, aside first, then renamed.
+def pack_forests(forests: ForestSet, folder: Path) -> str | None:
+    """Pack a step's forests into a file of a folder, whose name tells its content.
 
-    Raises:
-        EngineRefusal: the engine's layout cannot take them.
-        OSError: the file cannot be written.
+    Returns:
+        The file's name; None where the engine isn't installed, or cannot take them.
     """
-    packed = pack(members(forests), forests.all()[0].features)
-    handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    plain = all(forest.postprocessor == _postprocessor_name(forest.model) for forest in forests.all())
+    if not available() or not plain or forests.margins or forests.average != "predictions":
+        return None
     try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(packed)
-            os.fchmod(stream.fileno(), 0o644)
-        Path(aside).replace(path)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
+        packed = pack(members(forests), forests.all()[0].features)
+    except EngineRefusal:
+        return None
+    name = f"forest-{hashlib.sha256(packed).hexdigest()[:16]}.bin"
+    (folder / name).write_bytes(packed)
+    return name
 
 
 def pack(forests: Sequence[Member], features: int) -> bytes:
@@ -150,10 +149,13 @@ def _slots(model: Any, classes: Sequence[int]) -> list[tuple[Any, ...]]:
 
 
 def _postprocessor(model: Any) -> tuple[int, float]:
-    header = model.get_header_accessor()
-    name = header.get_field("postprocessor")
-    name = name if isinstance(name, str) else str(name[0])
+    name = _postprocessor_name(model)
     if name not in POSTPROCESSORS:
         raise EngineRefusal(f"the engine knows no postprocessor {name}")
     number, scaled = POSTPROCESSORS[name]
-    return number, float(header.get_field("sigmoid_alpha")[0]) if scaled else 1.0
+    return number, float(model.get_header_accessor().get_field("sigmoid_alpha")[0]) if scaled else 1.0
+
+
+def _postprocessor_name(model: Any) -> str:
+    name = model.get_header_accessor().get_field("postprocessor")
+    return name if isinstance(name, str) else str(name[0])

@@ -20,7 +20,7 @@ from sklearn import ensemble
 
 from tristage.errors import ArtifactError
 from tristage.export.forest import read_forests
-from tristage.export.forest.to_engine import EngineRefusal, Member, pack, write_engine
+from tristage.export.forest.to_engine import EngineRefusal, Member, pack, pack_forests
 from tristage.serving.forest import ForestEngine, ForestError, available
 from tristage.serving.forest.engine import Engine
 
@@ -265,15 +265,16 @@ def test_a_step_is_packed_as_the_step_answers(tmp_path: Path) -> None:
             for bag in range(2):
                 train(rows, rounds=5, seed=number + bag).save_model(tmp_path / f"{number}-{target}-{bag}.ubj")
     forests = read_forests("xgb", tmp_path / "{group}-{target}-{bag}.ubj", ("reply", "like"), grouped=True)
-    write_engine(forests, tmp_path / "packed.forest")
+    file = pack_forests(forests, tmp_path)
+    assert file is not None
     groups = np.arange(300) % 2
-    answers = ForestEngine(tmp_path / "packed.forest").predict(rows, groups)
+    answers = ForestEngine(tmp_path / file).predict(rows, groups)
     for row_group, number in ((0, "0"), (1, "1")):
         for column, target in enumerate(("reply", "like")):
             bag = [forest.predict(rows)[:, 0] for forest in forests.forests[number, target]]
             mine = groups == row_group
             np.testing.assert_allclose(answers[mine, column], np.mean(bag, axis=0)[mine], atol=1e-6)
-    assert [path.name for path in tmp_path.iterdir() if "packed" in path.name] == ["packed.forest"]
+    assert pack_forests(forests, tmp_path) == file
 
 
 def test_rows_that_do_not_fit(tmp_path: Path) -> None:

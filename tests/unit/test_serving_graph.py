@@ -231,7 +231,7 @@ def test_configuration_and_graph_must_agree(
     if fits:
         check_config(graph, config)
     else:
-        with pytest.raises(GraphError, match=r"config\.pbtxt and graph\.onnx differ"):
+        with pytest.raises(GraphError, match=r"config\.pbtxt and the model differ"):
             check_config(graph, config)
 
 

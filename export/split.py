@@ -1,0 +1,121 @@
+"""A graph with forests in it -> a program: ONNX graphs, and between them the forests that the engine answers.
+
+In a graph a forest is a node `tristage.Forest` of columns [rows, features] and, where groups have forests of their own,
+their numbers [rows, 1]. ONNX Runtime knows no such node, so the graph is cut there: what needs no forest's answer comes
+first, then those forests, then what needs them, and so on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx
+from onnx import helper
+
+from tristage.errors import ArtifactError
+from tristage.export.onnx_graph import FOREST_DOMAIN, node_reads
+
+__all__ = ["ForestCall", "Program", "split"]
+
+
+@dataclass(frozen=True)
+class ForestCall:
+    """A forest that is asked between two graphs.
+
+    Attributes:
+        file: the packed forest's name.
+        rows: the tensor that it reads.
+        group: the tensor of the rows' groups; None without groups.
+        output: the tensor that it makes.
+    """
+
+    file: str
+    rows: str
+    group: str | None
+    output: str
+
+
+@dataclass(frozen=True)
+class Program:
+    """What is evaluated one after the other, and which of the tensors are the answers.
+
+    Attributes:
+        parts: graphs and forests, in order.
+        outputs: name of an answer -> the tensor it is.
+    """
+
+    parts: tuple[onnx.ModelProto | ForestCall, ...]
+    outputs: Mapping[str, str]
+
+
+def split(model: onnx.ModelProto) -> Program | None:
+    """Cut a graph at its forests; None where it has none.
+
+    Raises:
+        ArtifactError: the type of a tensor that leaves a part cannot be told.
+    """
+    nodes = list(model.graph.node)
+    if not any(node.domain == FOREST_DOMAIN for node in nodes):
+        return None
+    named = {out: node.input[0] for node in nodes if node.op_type == "Identity" for out in node.output}
+    outputs = {value.name: named[value.name] for value in model.graph.output}  # each is a copy of a tensor
+    nodes = [node for node in nodes if not set(node.output) & set(outputs)]
+    level: dict[str, int] = {}
+    for node in nodes:
+        its = max((level.get(name, 0) for name in node_reads(node)), default=0)
+        level.update(dict.fromkeys(node.output, its + (node.domain == FOREST_DOMAIN)))
+    values = _values(model)
+    parts: list[onnx.ModelProto | ForestCall] = []
+    for number in range(max(level.values()) + 1):
+        graph = [n for n in nodes if n.domain != FOREST_DOMAIN and level[n.output[0]] == number]
+        forests = [n for n in nodes if n.domain == FOREST_DOMAIN and level[n.output[0]] == number + 1]
+        later = {name for node in nodes if node not in graph for name in node_reads(node)} | set(outputs.values())
+        if graph:
+            parts.append(_part(model, graph, later, values))
+        for node in forests:
+            file = next(a.s.decode() for a in node.attribute if a.name == "file")
+            parts.append(
+                ForestCall(file, node.input[0], node.input[1] if len(node.input) > 1 else None, node.output[0])
+            )
+    return Program(tuple(parts), outputs)
+
+
+def _part(
+    model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], later: set[str], values: Mapping[str, onnx.ValueInfoProto]
+) -> onnx.ModelProto:
+    """Some of a model's nodes as a model of their own."""
+    made = {name for node in nodes for name in node.output}
+    read = dict.fromkeys(name for node in nodes for name in node_reads(node) if name and name not in made)
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    graph = helper.make_graph(
+        list(nodes),
+        "graph",
+        [values[name] for name in read if name not in constants and name in values],
+        [_value(name, values) for name in dict.fromkeys(out for n in nodes for out in n.output if out in later)],
+        [constants[name] for name in read if name in constants],
+    )
+    return helper.make_model(
+        graph, opset_imports=model.opset_import, ir_version=model.ir_version, producer_name=model.producer_name
+    )
+
+
+def _value(name: str, values: Mapping[str, onnx.ValueInfoProto]) -> onnx.ValueInfoProto:
+    if name not in values:
+        raise ArtifactError(f"the type of tensor {name}, which a forest's step reads, cannot be told from the graph")
+    return values[name]
+
+
+def _values(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
+    """Type and shape of every tensor, as far as ONNX can tell; of a forest's answers they are known."""
+    known = onnx.ModelProto()
+    known.CopyFrom(model)
+    for node in model.graph.node:
+        if node.domain == FOREST_DOMAIN:
+            width = next(a.i for a in node.attribute if a.name == "width")
+            known.graph.value_info.append(
+                helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, ["rows", width])
+            )
+    known.opset_import.add(domain=FOREST_DOMAIN, version=1)
+    graph = onnx.shape_inference.infer_shapes(known).graph
+    return {value.name: value for value in (*graph.input, *graph.value_info, *graph.output) if value.type.ByteSize()}
