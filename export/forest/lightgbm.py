@@ -18,7 +18,7 @@ from tristage.errors import ArtifactError
 from tristage.export.forest.model import Forest, ForestConverter, answers_of
 from tristage.export.forest.recode import check_values, recode
 
-__all__ = ["LIGHTGBM"]
+__all__ = ["LIGHTGBM", "check_whole"]
 
 _AUTOMATIC = re.compile(r"Column_\d+")
 _CATEGORICAL, _MISSING_IS_ZERO = 0b1, 0b100  # in a node's decision type, whose bits 2 and 3 say what is missing
@@ -68,7 +68,7 @@ def convert(artifact: Any, what: str) -> Forest:
 def _read(path: Path, what: str) -> Any:
     import lightgbm
 
-    _check_whole(path, what)
+    check_whole(path, what)
     try:
         return lightgbm.Booster(model_file=path)
     except lightgbm.basic.LightGBMError as error:
@@ -77,8 +77,12 @@ def _read(path: Path, what: str) -> Any:
         ) from error
 
 
-def _check_whole(path: Path, what: str) -> None:
-    """LightGBM ends the process over a file that was cut off, so the file's own table of trees is looked at first."""
+def check_whole(path: Path, what: str) -> None:
+    """Look at a file's own table of trees before LightGBM does, which ends the process over a file that was cut off.
+
+    Raises:
+        ArtifactError: the file is cut off, or is none of LightGBM's.
+    """
     content = path.read_bytes()
     table = re.search(rb"^tree_sizes=([\d ]*)$", content, re.MULTILINE)
     at = content.find(b"\nTree=0\n") + 1

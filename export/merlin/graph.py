@@ -11,7 +11,7 @@ from typing import Any
 
 from tristage.errors import StackError
 from tristage.export.merlin.folder import open_ensemble
-from tristage.export.merlin.models import classes_of, forest_of, net_of, workflow_of
+from tristage.export.merlin.models import forest_of, net_of, probabilities_of, workflow_of
 from tristage.stack import ForestStep, ListInput, NetStep, Stack, Step, WorkflowStep
 
 __all__ = ["MerlinNote", "read_merlin"]
@@ -194,18 +194,19 @@ class _Reader:
         """PredictForest: every column there is, by position."""
         names = [column for column, references in given.items() for _ in references]
         reads = [reference for references in given.values() for reference in references]
-        forest, trained = forest_of(op, self._repository)
+        forest = forest_of(op, self._repository)
+        trained = forest.trained
         if trained is not None and list(trained) != names and sorted(trained) == sorted(names):
             reads = [reads[names.index(column)] for column in trained]
             _note(
                 f"a forest was trained on {', '.join(trained)}, and Merlin hands it {', '.join(names)} by position; "
                 "it is given its columns as it was trained, so it answers otherwise than Merlin does"
             )
-        classes = classes_of(op)
-        name = self._add("forest", ForestStep(forest, tuple(reads)))
-        if classes == 2:
+        answers = probabilities_of(op, forest)
+        name = self._add("forest", ForestStep(forest.model, tuple(reads)))
+        if answers == 2:
             _note(f"{name} answers the probability of class 1 alone; Merlin answers that of class 0 beside it")
-        return {"output__0": _answers(name, 1 if classes == 2 else classes)}
+        return {"output__0": _answers(name, 1 if answers == 2 else answers)}
 
     def net(self, op: Any, given: Columns) -> Columns:
         """PredictTensorflow and PredictPyTorch: columns by name."""

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import re
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tristage.errors import ArtifactError, StackError
+from tristage.export.forest.lightgbm import check_whole
 from tristage.export.merlin.folder import version_folder
 from tristage.export.net.model import NetInput
 from tristage.export.net.torch_script import NamedTorchScript
 
-__all__ = ["classes_of", "forest_of", "net_of", "workflow_of"]
+__all__ = ["MerlinForest", "forest_of", "net_of", "probabilities_of", "workflow_of"]
 
 
 def workflow_of(op: Any, repository: Path | None) -> tuple[Any, Any]:
@@ -37,62 +44,103 @@ def workflow_of(op: Any, repository: Path | None) -> tuple[Any, Any]:
     return workflow, version_folder(repository, op._nvt_model_name) / "workflow"
 
 
-def forest_of(op: Any, repository: Path | None) -> tuple[Any, tuple[str, ...] | None]:
-    """The forest of a PredictForest, and the names of the features it was trained on.
+@dataclass(frozen=True)
+class MerlinForest:
+    """A forest as a PredictForest holds it.
 
-    XGBoost's comes without those names, since Merlin hands columns over by position.
+    Attributes:
+        model: the forest, without names of features, since Merlin hands columns over by position.
+        trained: the names it was trained on, where it knows them.
+        classes: how many it tells apart, as its library counts: 0, 1 or 2 where there are two.
+    """
+
+    model: Any
+    trained: tuple[str, ...] | None
+    classes: int
+
+
+def forest_of(op: Any, repository: Path | None) -> MerlinForest:
+    """The forest of a PredictForest.
 
     Raises:
-        ArtifactError: it cannot be read.
+        ArtifactError: it cannot be read, or its library has no converter.
     """
     if repository is None:
         forest = _model(op.fil_op.fil_model_class)
-        if type(forest).__module__.split(".")[0] != "xgboost":
-            return forest, None
-        import xgboost
+        library = type(forest).__module__.split(".")[0]
+        match library:
+            case "xgboost":
+                return _xgboost(forest.copy())
+            case "lightgbm":
+                return _lightgbm(forest.model_to_string())
+            case "sklearn":
+                return _sklearn(forest)
+        raise ArtifactError(f"a PredictForest holds a {type(forest).__name__} of {library}, which has no converter")
+    folder = version_folder(repository, op._fil_model_name)
+    if (folder / "model.txt").is_file():
+        check_whole(folder / "model.txt", "a PredictForest")
+        return _lightgbm((folder / "model.txt").read_text(encoding="utf-8"))
+    if (folder / "checkpoint.tl").is_file():
+        raise ArtifactError(
+            f"{folder / 'checkpoint.tl'} is a scikit-learn forest as the Treelite of Merlin wrote it, which newer ones "
+            "cannot read; give the graph with the model itself to Stack.from_merlin",
+            path=folder,
+        )
+    import xgboost
 
-        booster = xgboost.Booster.copy(forest)
-    else:
-        folder = version_folder(repository, op._fil_model_name)
-        file = folder / "xgboost.json"
-        if not file.is_file():
-            if (folder / "checkpoint.tl").is_file():
-                raise ArtifactError(
-                    f"{folder / 'checkpoint.tl'} is a scikit-learn forest as the Treelite of Merlin wrote it, which "
-                    "newer ones cannot read; give the graph with the model itself to Stack.from_merlin",
-                    path=folder,
-                )
-            return folder / "model.txt", None  # LightGBM's
-        import xgboost
+    booster = xgboost.Booster()
+    try:
+        booster.load_model(folder / "xgboost.json")
+    except xgboost.core.XGBoostError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ArtifactError(
+            f"XGBoost {xgboost.__version__} cannot read {folder / 'xgboost.json'} ({reason})", path=folder
+        ) from error
+    return _xgboost(booster)
 
-        booster = xgboost.Booster()
-        try:
-            booster.load_model(file)
-        except xgboost.core.XGBoostError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise ArtifactError(f"XGBoost {xgboost.__version__} cannot read {file} ({reason})", path=file) from error
+
+def _xgboost(booster: Any) -> MerlinForest:
     names = booster.feature_names
     booster.feature_names = None
-    return booster, None if names is None else tuple(names)
+    learner = json.loads(booster.save_config())["learner"]
+    return MerlinForest(booster, names and tuple(names), int(learner["learner_model_param"]["num_class"]))
 
 
-def classes_of(op: Any) -> int:
-    """How many probabilities a PredictForest answers: 1, or one for each class.
+def _lightgbm(text: str) -> MerlinForest:
+    import lightgbm
+
+    header = dict(re.findall(r"^(num_class|feature_names)=(.*)$", text, re.MULTILINE))
+    names = header["feature_names"].split(" ")
+    automatic = " ".join(f"Column_{number}" for number in range(len(names)))
+    text = text.replace(f"feature_names={header['feature_names']}\n", f"feature_names={automatic}\n", 1)
+    return MerlinForest(lightgbm.Booster(model_str=text), tuple(names), int(header["num_class"]))
+
+
+def _sklearn(forest: Any) -> MerlinForest:
+    names = getattr(forest, "feature_names_in_", None)
+    forest = copy.copy(forest)
+    if names is not None:
+        del forest.feature_names_in_
+    return MerlinForest(
+        forest, None if names is None else tuple(map(str, names)), int(np.max(getattr(forest, "n_classes_", 0)))
+    )
+
+
+def probabilities_of(op: Any, forest: MerlinForest) -> int:
+    """How many values a PredictForest answers with: 1, or one for each class.
 
     Raises:
         StackError: Triton's FIL answers the label of a class.
     """
     parameters = op.fil_op.parameters
-    learner = getattr(op.fil_op.fil_model_class, "_learner", None)  # XGBoost's alone
-    classes = 0 if learner is None else int(learner["learner_model_param"]["num_class"])
-    if not parameters["output_class"] and classes <= 2:
+    if not parameters["output_class"] and forest.classes <= 2:
         return 1
     if not parameters["predict_proba"]:
         raise StackError(
             "a PredictForest answers labels of classes (output_class, or more than two classes); give it "
             "predict_proba=True and output_class=True, for a probability of each"
         )
-    return max(classes, 2)
+    return max(forest.classes, 2)
 
 
 def net_of(op: Any, repository: Path | None) -> tuple[Any, Mapping[str, int]]:

@@ -38,7 +38,7 @@ from tristage.stack import ListInput, Stack
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("merlin")]
 
 GRAPHS = Path(__file__).parents[1] / "merlin" / "graphs.py"
-ANSWERED = ("mixed", "stacked", "classes", "tasks", "features", "last")
+ANSWERED = ("mixed", "stacked", "classes", "tasks", "features", "leaves", "last")
 
 
 @pytest.fixture(scope="session")
@@ -157,6 +157,14 @@ def test_lists_have_a_length(merlin: Path, exported: Callable[[str], Path]) -> N
     assert Stack.from_merlin(merlin / "lists", inputs={"tokens": ListInput(4)}, name="text", trust=True).name == "text"
 
 
+def test_a_scikit_learn_forest_is_read_from_memory(merlin: Path) -> None:
+    golden = pq.read_table(merlin / "averaged.memory" / "golden.parquet").to_pandas()
+    merlins = pd.read_parquet(merlin / "averaged.parquet")
+    np.testing.assert_allclose(golden["expected.output__0"], merlins["output__0"], rtol=1e-5, atol=1e-5)
+    with pytest.raises(ArtifactError, match="checkpoint.tl is a scikit-learn forest .* Stack.from_merlin"):
+        Stack.from_merlin(merlin / "averaged", trust=True)
+
+
 def test_target_encoding_needs_no_target(merlin: Path) -> None:
     signature = read_manifest(merlin / "encoded.memory").signature
     assert [column.name for column in signature.inputs] == ["item"]
@@ -237,6 +245,11 @@ def test_folders_that_are_none(merlin: Path, tmp_path: Path) -> None:
     (tmp_path / "mixed" / "1_filtriton" / "7" / "xgboost.json").write_text("{")
     with pytest.raises(ArtifactError, match="cannot read .*xgboost.json"):
         Stack.from_merlin(tmp_path / "mixed", trust=True)
+    shutil.copytree(merlin / "leaves", tmp_path / "leaves")
+    text = tmp_path / "leaves" / "1_filtriton" / "1" / "model.txt"
+    text.write_bytes(text.read_bytes()[:-900])  # LightGBM itself would end the process
+    with pytest.raises(ArtifactError, match="model.txt is no whole model of LightGBM"):
+        Stack.from_merlin(tmp_path / "leaves", trust=True)
     shutil.copytree(merlin / "mixed" / "executor_model", tmp_path / "mixed" / "another")
     with pytest.raises(ArtifactError, match="it has 2 of"):
         Stack.from_merlin(tmp_path / "mixed", trust=True)

@@ -2,7 +2,7 @@
 
 `.venv-merlin/bin/python tests/merlin/graphs.py FOLDER` writes `golden.parquet`, raw rows that training never saw, and
 for every graph NAME: `NAME.parquet`, what Merlin Systems' own executor answers for them, and `NAME/`, the repository
-that Ensemble.export wrote. `mixed.memory/` is what tristage made of a graph in memory, `stacks.json` says what
+that Ensemble.export wrote. `NAME.memory/` is what tristage made of a graph in memory, `stacks.json` says what
 `Stack.from_merlin` reads of each, and `refused.json` what it says of graphs that cannot be carried.
 """
 
@@ -24,6 +24,7 @@ os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # PredictPyTorch reads Tor
 warnings.simplefilter("ignore")
 sys.modules.setdefault("triton", None)  # type: ignore[arg-type]  # OpenAI's: its LLVM ends a process with TensorFlow's
 
+import lightgbm  # noqa: E402
 import numpy as np  # noqa: E402
 import nvtabular as nvt  # noqa: E402
 import pandas as pd  # noqa: E402
@@ -44,6 +45,7 @@ from merlin.systems.dag.ops.tensorflow import PredictTensorflow  # noqa: E402
 from merlin.systems.dag.ops.unroll_features import UnrollFeatures  # noqa: E402
 from merlin.systems.dag.ops.workflow import TransformWorkflow  # noqa: E402
 from merlin.table import TensorTable  # noqa: E402
+from sklearn.ensemble import RandomForestRegressor  # noqa: E402
 
 from tristage.errors import TristageError  # noqa: E402
 from tristage.export import export  # noqa: E402
@@ -145,6 +147,12 @@ def forest(names: list[str], features: Any, truth: Any, **parameters: Any) -> An
     return xgb.train(settings, xgb.DMatrix(features[names].to_numpy(np.float32), truth), 8)
 
 
+def light(features: pd.DataFrame, truth: Any) -> Any:
+    """A LightGBM Booster, which always knows names of features: here those of other columns than it is given."""
+    data = lightgbm.Dataset(features[NET].set_axis(list("abcd"), axis=1), truth)
+    return lightgbm.train({"objective": "binary", "num_leaves": 8, "verbose": -1, "num_threads": 1}, data, 8)
+
+
 def answers_of(ensemble: Any, frame: pd.DataFrame) -> pd.DataFrame:
     """What Merlin Systems answers, in this process; operators hand tables of tensors on, as they do in Triton."""
     executor = LocalExecutor()
@@ -163,7 +171,8 @@ class Graphs:
 
     Attributes:
         carried: graphs that become stacks, by name.
-        encoded: a graph of TargetEncoding, which Merlin's own executor cannot run without the target.
+        memory: graphs that tristage exports from memory: one that is carried, one of TargetEncoding, which Merlin's
+            own executor cannot run without the target, and one of a forest that Merlin writes for an old Treelite.
         lists: a graph of lists, which Merlin's own executor cannot run.
         read: graphs that become stacks otherwise than they stand there; only looked at.
         refused: makes a graph that cannot be carried, by what it is refused for.
@@ -200,18 +209,24 @@ class Graphs:
             "classes": own >> PredictForest(multi, schema, output_class=True, predict_proba=True),
             "tasks": own[NET] >> PredictTensorflow(keras_net(features, truth, "view/like", "buy", shape=(1,))),
             "features": root,
+            "leaves": own >> PredictForest(light(features, truth), schema),
             "last": trees(forest(NET, features, 1 - truth)) + trees(output_class=True, predict_proba=True) + ["age"],
         }
-        named = xgb.train({"nthread": 1}, xgb.DMatrix(features[NET[::-1]], truth), 2)
         encode = ["item"] >> nvt.ops.TargetEncoding(["click"], kfold=5, p_smooth=20, out_path=str(folder / "encoding"))
         encoding = nvt.Workflow(encode).fit(Dataset(frame))
+        random_forest = RandomForestRegressor(5, max_depth=4, random_state=0).fit(features[NET].to_numpy(), truth)
+        self.memory = {
+            "mixed": self.carried["mixed"],
+            "encoded": ["item"] >> TransformWorkflow(nvt.Workflow(encode).fit(Dataset(frame))),
+            "averaged": own >> PredictForest(random_forest, schema),
+        }
+        named = xgb.train({"nthread": 1}, xgb.DMatrix(features[NET[::-1]], truth), 2)
         ragged = nvt.Workflow(["tokens"] >> nvt.ops.ListSlice(0, 4)).fit(Dataset(frame))
         same = nvt.Workflow(["age"] >> nvt.ops.Clip(min_value=0)).fit(Dataset(frame))
         tokens = nvt.Workflow(["tokens"] >> nvt.ops.ListSlice(0, 4, pad=True)).fit(Dataset(frame))
         text = ["tokens"] >> TransformWorkflow(tokens)
         self.lists_schema = tokens.input_schema
         self.lists = text >> token_net((None, 4))
-        self.encoded = ["item"] >> TransformWorkflow(nvt.Workflow(encode).fit(Dataset(frame)))
         self.read = {"named": trees(named), "same": ["age"] >> TransformWorkflow(same)}
         self.refused = {
             "SoftmaxSampling": lambda: trees() >> SoftmaxSampling(relevance_col="output__0"),
@@ -262,14 +277,15 @@ def main() -> None:
     made = Graphs(rows(2000, 1, 50), folder)
     stacks: dict[str, Any] = {name: {"node": described(node)} for name, node in made.read.items()}
     ensembles: dict[str, Any] = {}
-    export(Stack.from_merlin(made.encoded, golden=folder / "golden.parquet"), folder / "encoded.memory")
     for name, node in made.carried.items():
         stacks[name] = {"node": described(node)}
-        if name == "mixed":
-            export(Stack.from_merlin(node, golden=folder / "golden.parquet"), folder / "mixed.memory")
         ensembles[name] = Ensemble(node, made.workflow.input_schema)
         stacks[name]["ensemble"] = described(ensembles[name])
         answers_of(ensembles[name], golden).to_parquet(folder / f"{name}.parquet", index=False)
+    for name, node in made.memory.items():
+        export(Stack.from_merlin(node, golden=folder / "golden.parquet"), folder / f"{name}.memory")
+    averaged = Ensemble(made.memory["averaged"], made.workflow.input_schema)
+    answers_of(averaged, golden).to_parquet(folder / "averaged.parquet", index=False)
     messages = {}
     for name, make in made.refused.items():
         try:
@@ -280,6 +296,7 @@ def main() -> None:
     for name, ensemble in ensembles.items():  # Merlin's export leaves operators in the graph that only Triton can run
         ensemble.export(str(folder / name))
         stacks[name]["exported"] = described(ensemble, inputs={"tokens": ListInput(4)} if name == "lists" else {})
+    averaged.export(str(folder / "averaged"))
     (folder / "stacks.json").write_text(json.dumps(stacks, indent=1), encoding="utf-8")
     (folder / "refused.json").write_text(json.dumps(messages, indent=1), encoding="utf-8")
 
