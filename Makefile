@@ -13,7 +13,7 @@ MERLIN_UV := VIRTUAL_ENV=$(CURDIR)/$(MERLIN) $(INSTALL)
 test: export PYTHONSAFEPATH := 1
 export TF_CPP_MIN_LOG_LEVEL := 3
 
-.PHONY: help demo test check format install merlin clean
+.PHONY: help demo test sanitize check format install merlin clean
 help:  ## show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -22,6 +22,9 @@ demo: install  ## train the small stack, export, serve on one core, verify, pred
 
 test: install merlin  ## run every test
 	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
+
+sanitize: install  ## run the forest engine's tests under sanitizers and valgrind
+	tests/sanitize/run.sh
 
 check: install  ## lint, format and types
 	$(BIN)/ruff check .

@@ -90,7 +90,7 @@ def pack(forests: Sequence[Member], features: int) -> bytes:
     """Pack Treelite models that read the same columns.
 
     Args:
-        forests: the models, in the order of their groups, which count up from 0.
+        forests: the models; groups count up from 0, and each has at least one model.
         features: columns of a row.
 
     Returns:
@@ -98,7 +98,11 @@ def pack(forests: Sequence[Member], features: int) -> bytes:
 
     Raises:
         EngineRefusal: the engine's layout cannot take one of them.
+        ValueError: a group has no model.
     """
+    forests = sorted(forests, key=lambda member: member.group)
+    if {member.group for member in forests} != set(range(forests[-1].group + 1)):
+        raise ValueError("every group from 0 up needs a forest")
     trees: list[Tree] = []
     slots: list[tuple[Any, ...]] = []
     groups = np.zeros(forests[-1].group + 1, GROUP)

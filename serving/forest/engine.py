@@ -31,6 +31,8 @@ def available() -> bool:
 class ForestEngine:
     """A packed forest, memory-mapped: instances share its pages. May be used from several threads.
 
+    The file must stay as it is while it is open; writers put a new file in its place.
+
     Attributes:
         features: columns of a row.
         outputs: columns of an answer.

@@ -77,6 +77,16 @@ def test_the_engine_is_built() -> None:
     assert available(), "the forest engine was not compiled; see the output of `pip install -v .`"
 
 
+def test_a_checkout_uses_the_installed_engine() -> None:
+    script = "import tristage.serving.forest as forest; print(forest.__file__, forest.available())"
+    env = {name: value for name, value in os.environ.items() if name not in ("PYTHONSAFEPATH", "PYTHONPATH")}
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=root, env=env, check=True, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.split() == [str(root / "serving" / "forest" / "__init__.py"), "True"]
+
+
 @pytest.mark.parametrize("missing", [False, True])
 @pytest.mark.parametrize("depth", range(1, 13))
 def test_xgboost_of_every_depth(depth: int, missing: bool, tmp_path: Path) -> None:
@@ -114,14 +124,10 @@ def test_xgboost_of_every_kind(options: dict[str, Any], tmp_path: Path) -> None:
 
 def test_a_thousand_trees_add_up_as_xgboost_adds_them(tmp_path: Path) -> None:
     rows = finite_rows(400)
-    booster = train(rows, rounds=1000, max_depth=6, eta=0.3, objective="binary:logitraw")
-    model = from_xgboost(booster)
-    base = np.float32(model.get_header_accessor().get_field("base_scores")[0])
-    exact = train(rows, rounds=1000, max_depth=6, eta=0.3, objective="binary:logitraw", base_score=0.5)
-    engine = opened(tmp_path, [Member(from_xgboost(exact))])
-    assert np.array_equal(engine.predict(rows)[:, 0], exact.inplace_predict(rows)), "not one bit differs"
-    agree(opened(tmp_path, [Member(model)]), booster.inplace_predict, rows)
-    assert base == pytest.approx(base)
+    booster = train(rows, rounds=1000, max_depth=6, eta=0.3, objective="binary:logitraw", base_score=0.5)
+    engine = opened(tmp_path, [Member(from_xgboost(booster))])
+    for count in (1, 300, 400):
+        assert np.array_equal(engine.predict(rows[:count])[:, 0], booster.inplace_predict(rows[:count])), "bit for bit"
 
 
 def test_no_trees_and_one_leaf(tmp_path: Path) -> None:
@@ -256,6 +262,15 @@ def test_groups_meet_their_own_trees(tmp_path: Path) -> None:
     for count in (*COUNTS, 1023, 1024, 1025, len(rows)):
         np.testing.assert_allclose(engine.predict(rows[:count], groups[:count]), expected[:count], atol=1e-6)
     np.testing.assert_allclose(engine.predict(rows)[:, 0], boosters[0][0].inplace_predict(rows), atol=1e-6)
+
+
+def test_groups_may_come_in_any_order_but_not_be_left_out(tmp_path: Path) -> None:
+    rows = finite_rows(200)
+    models = [from_xgboost(train(rows, rounds=4, seed=seed)) for seed in range(3)]
+    straight = pack([Member(model, group=group) for group, model in enumerate(models)], WIDTH)
+    assert pack([Member(models[group], group=group) for group in (2, 0, 1)], WIDTH) == straight
+    with pytest.raises(ValueError, match="group"):
+        pack([Member(models[0], group=1)], WIDTH)
 
 
 def test_a_step_is_packed_as_the_step_answers(tmp_path: Path) -> None:
