@@ -309,11 +309,11 @@ def test_a_full_disk_loses_nothing(tiny_stack: Path, tiny_repository: Path, tmp_
 
 def test_a_changed_repository_is_not_served(tiny_repository: Path, tmp_path: Path, cli: Callable[..., Any]) -> None:
     mine = shutil.copytree(tiny_repository, tmp_path / "mine")
-    graph = mine / "tiny_trees" / "1" / "graph.onnx"
+    graph = mine / "tiny_keras" / "1" / "graph.onnx"
     graph.write_bytes(graph.read_bytes() + b"\0")
     done = cli("serve", mine, "--http-port", 0, "--grpc-port", 0, "--metrics-port", 0)
     assert done.code == 2
-    assert "tiny_trees/1/graph.onnx" in done.err
+    assert "tiny_keras/1/graph.onnx" in done.err
     assert "Traceback" not in done.err
 
 

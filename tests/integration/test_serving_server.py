@@ -340,7 +340,7 @@ def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
             RUNNER,
             None,
             ("TYPE_FP32", "TYPE_FP64"),
-            "model tiny_step does not load: .*config.pbtxt and graph.onnx differ",
+            "model tiny_step does not load: .*config.pbtxt and the model differ",
         ),
         (RUNNER, None, ("max_batch_size", "zork"), "no field named \"zork\"(.|\n)*model directory 'tiny_step'"),
         (RUNNER, None, ("dims: [2]", "dims: [3]"), "inconsistent shape"),
