@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import onnx
@@ -15,9 +16,9 @@ import onnx
 from tristage.errors import ExportError
 from tristage.export.config import ensemble_config, model_config
 from tristage.export.place import Placement
-from tristage.export.split import ForestCall, split
+from tristage.export.split import split
 from tristage.manifest import KEPT, MANIFEST
-from tristage.serving.program import PROGRAM_FILE
+from tristage.serving.program import PROGRAM_FILE, ForestCall
 from tristage.serving.workflow_file import WORKFLOW_FILE, WorkflowFile
 
 __all__ = ["aside", "check_place", "save_model", "write_models"]
@@ -125,8 +126,8 @@ def save_model(graph: onnx.ModelProto | WorkflowFile, folder: Path, tables: Path
     parts: list[dict[str, str | None]] = []
     for number, part in enumerate(program.parts):
         if isinstance(part, ForestCall):
-            _link(part.file, folder, tables)
-            parts.append({"forest": part.file, "rows": part.rows, "group": part.group, "output": part.output})
+            _link(part.forest, folder, tables)
+            parts.append(asdict(part))
         else:
             _save_graph(part, folder / f"graph{number}.onnx", tables)
             parts.append({"graph": f"graph{number}.onnx"})

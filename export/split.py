@@ -15,25 +15,9 @@ from onnx import helper
 
 from tristage.errors import ArtifactError
 from tristage.export.onnx_graph import FOREST_DOMAIN, node_reads
+from tristage.serving.program import ForestCall
 
-__all__ = ["ForestCall", "Program", "split"]
-
-
-@dataclass(frozen=True)
-class ForestCall:
-    """A forest that is asked between two graphs.
-
-    Attributes:
-        file: the packed forest's name.
-        rows: the tensor that it reads.
-        group: the tensor of the rows' groups; None without groups.
-        output: the tensor that it makes.
-    """
-
-    file: str
-    rows: str
-    group: str | None
-    output: str
+__all__ = ["Program", "split"]
 
 
 @dataclass(frozen=True)

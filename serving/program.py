@@ -14,20 +14,30 @@ from numpy.typing import NDArray
 from tristage.serving.forest import ForestEngine, ForestError
 from tristage.serving.graph import Graph, GraphError, Tensor
 
-__all__ = ["PROGRAM_FILE", "Program"]
+__all__ = ["PROGRAM_FILE", "ForestCall", "Program"]
 
 PROGRAM_FILE = "program.json"
 Tensors = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class _ForestCall:
-    """A forest, the tensors it reads, and the one it makes."""
+class ForestCall:
+    """A forest that is asked between two graphs.
 
-    engine: ForestEngine
+    Attributes:
+        forest: the packed forest's file.
+        rows: the tensor that it reads.
+        group: the tensor of the rows' groups; None without groups.
+        output: the tensor that it makes.
+    """
+
+    forest: str
     rows: str
     group: str | None
     output: str
+
+
+Part = Graph | tuple[ForestEngine, ForestCall]
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,7 @@ class Program:
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
-    parts: tuple[Graph | _ForestCall, ...]
+    parts: tuple[Part, ...]
     named: Mapping[str, str]
 
     @classmethod
@@ -54,15 +64,15 @@ class Program:
             GraphError: a file is missing, damaged, or cannot be run here.
         """
         file = folder / PROGRAM_FILE
-        parts: list[Graph | _ForestCall] = []
+        parts: list[Part] = []
         try:
             said = json.loads(file.read_text(encoding="utf-8"))
             for part in said["parts"]:
                 if "graph" in part:
                     parts.append(Graph.open(folder / part["graph"], threads))
                 else:
-                    engine = ForestEngine(folder / part["forest"])
-                    parts.append(_ForestCall(engine, part["rows"], part["group"], part["output"]))
+                    call = ForestCall(**part)
+                    parts.append((ForestEngine(folder / call.forest), call))
             return cls(*_sides(parts, said["named"]), tuple(parts), dict(said["named"]))
         except ForestError as error:
             raise GraphError(str(error)) from error
@@ -86,17 +96,16 @@ class Program:
             if isinstance(part, Graph):
                 known.update(part.run(known))
                 continue
-            group = None if part.group is None else known[part.group].reshape(-1)
+            engine, call = part
+            group = None if call.group is None else known[call.group].reshape(-1)
             try:
-                known[part.output] = part.engine.predict(known[part.rows], group)
+                known[call.output] = engine.predict(known[call.rows], group)
             except ForestError as error:
                 raise GraphError(f"the forest cannot be evaluated: {error}") from error
         return {name: known[tensor] for name, tensor in self.named.items()}
 
 
-def _sides(
-    parts: Sequence[Graph | _ForestCall], named: Mapping[str, str]
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+def _sides(parts: Sequence[Part], named: Mapping[str, str]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """What a program asks for, and what it answers."""
     asked: dict[str, Tensor] = {}
     made: dict[str, Tensor] = {}
@@ -104,10 +113,11 @@ def _sides(
         if isinstance(part, Graph):
             reads, makes = part.inputs, part.outputs
         else:
-            reads = (Tensor(part.rows, "TYPE_FP32", np.dtype(np.float32), part.engine.features),)
-            if part.group is not None:
-                reads += (Tensor(part.group, "TYPE_INT64", np.dtype(np.int64), 1),)
-            makes = (Tensor(part.output, "TYPE_FP32", np.dtype(np.float32), part.engine.outputs),)
+            engine, call = part
+            reads = (Tensor(call.rows, "TYPE_FP32", np.dtype(np.float32), engine.features),)
+            if call.group is not None:
+                reads += (Tensor(call.group, "TYPE_INT64", np.dtype(np.int64), 1),)
+            makes = (Tensor(call.output, "TYPE_FP32", np.dtype(np.float32), engine.outputs),)
         asked.update({tensor.name: tensor for tensor in reads if tensor.name not in made})
         made.update({tensor.name: tensor for tensor in makes})
     every = {**asked, **made}
