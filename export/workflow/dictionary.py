@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tristage.columns import NULL_STRING
+from tristage.errors import ArtifactError
 from tristage.export.onnx_graph import GraphBuilder
 from tristage.export.workflow.fitted import EXACT, NO_KEY, NULL_KEY, NULL_TEXT_KEY, FittedTable
 from tristage.export.workflow.perfect_hash import FIRST, build, places
@@ -62,7 +63,10 @@ def number_rows(graph: GraphBuilder, columns: Sequence[Value], table: FittedTabl
         ArtifactError: two fitted texts have one fingerprint.
     """
     if len(columns) == 1:
-        return _column(graph, columns[0], table, names[0])
+        number = _column(graph, columns[0], table, names[0])
+        if columns[0].dtype == "string":
+            _check_apart(graph, number, names[0])
+        return number
     if any(column.length is not None for column in columns):
         raise NotCompilable("a list column cannot be part of a key of several columns")
     each = [_column(graph, column, table, name) for column, name in zip(columns, names, strict=True)]
@@ -80,6 +84,20 @@ def number_rows(graph: GraphBuilder, columns: Sequence[Value], table: FittedTabl
         for place in places(keys):
             keys[place] = keys[place] * size + key.at(place)
     return _numbers(graph, combined, keys, null)
+
+
+def _check_apart(graph: GraphBuilder, number: Numbers, name: str) -> None:
+    """Every row of a table has a key of its own, so texts of one number have one fingerprint."""
+    seen, rows = graph.array((number.unseen + 1,), "bool"), 0
+    for place in places(seen):
+        seen[place] = False
+    assert number.rows is not None
+    for place in places(number.rows):
+        known = number.rows[place][number.rows[place] != number.null]
+        seen[known] = True
+        rows += len(known)
+    if sum(int(seen[place].sum()) for place in places(seen)) != rows:
+        raise ArtifactError(f"two of the fitted keys of {name} have one fingerprint; rename one of them")
 
 
 def settled(graph: GraphBuilder, number: Numbers) -> Numbers:

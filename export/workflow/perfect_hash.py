@@ -63,7 +63,7 @@ def build(graph: GraphBuilder, keys: NDArray[np.int64], null: int) -> PerfectHas
         null: the key of a null, whether or not it is among them.
     """
     for attempt in itertools.count(1):
-        offset = int(_multiplier(-attempt).view(np.int64))
+        offset = int(_multiplier(-1 - attempt).view(np.int64))  # that of -1 is 1, which moves nothing far
         try:
             return _build(graph, keys, null, offset)
         except _Stuck:

@@ -144,6 +144,14 @@ class TestHashTable:
         with pytest.raises(ArtifactError, match="'ab' and 'cd' have one fingerprint"):
             _look_up(["a", "ab", "cd"], ["a"], tmp_path)
 
+    def test_a_fingerprint_of_two_keys_of_a_large_table(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        made = fitted.fingerprints
+        alike = {"user 3": "user 69999"}
+        monkeypatch.setattr(fitted, "fingerprints", lambda texts: made([alike.get(text, text) for text in texts]))
+        monkeypatch.setattr(fitted, "CHUNK", 1 << 12)
+        with pytest.raises(ArtifactError, match="two of the fitted keys of key have one fingerprint"):
+            _look_up([f"user {number}" for number in range(70_000)], ["a"], tmp_path)
+
     def test_as_many_key_sets_as_dictionaries(self, large_tables: Path) -> None:
         """However many tables and statistics hang on a key, it is looked up once."""
         nodes = (["word"] >> ops.Categorify()) + (
