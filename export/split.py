@@ -52,9 +52,13 @@ def split(model: onnx.ModelProto) -> Program | None:
     values = _values(model)
     parts: list[onnx.ModelProto | ForestCall] = []
     for number in range(max(level.values()) + 1):
-        graph = [n for n in nodes if n.domain != FOREST_DOMAIN and level[n.output[0]] == number]
-        forests = [n for n in nodes if n.domain == FOREST_DOMAIN and level[n.output[0]] == number + 1]
-        later = {name for node in nodes if node not in graph for name in node_reads(node)} | set(outputs.values())
+        graph: list[onnx.NodeProto] = []
+        others: list[onnx.NodeProto] = []
+        for node in nodes:
+            here = node.domain != FOREST_DOMAIN and level[node.output[0]] == number
+            (graph if here else others).append(node)
+        forests = [n for n in others if n.domain == FOREST_DOMAIN and level[n.output[0]] == number + 1]
+        later = {name for node in others for name in node_reads(node)} | set(outputs.values())
         if graph:
             parts.append(_part(model, graph, later, values))
         for node in forests:
