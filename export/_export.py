@@ -260,7 +260,7 @@ def _notes(parity: Parity | None) -> tuple[str, ...]:
     if parity.edge.any():
         notes.append(
             f"{parity.edge.sum()} golden rows were left out: they lie on a split's edge, where a tree goes the "
-            f"other way for a difference in an earlier model's answer that is below {TOLERANCE:g}"
+            f"other way for a difference in an earlier step's answer that is below {TOLERANCE:g}"
         )
     return tuple(notes)
 

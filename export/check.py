@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tristage.errors import ArtifactError, ParityError
-from tristage.export.lower import LoweredStack, LoweredStep, Workflow
+from tristage.export.lower import LoweredStack, LoweredStep
 from tristage.export.place import PlacedModel, Placement
 from tristage.export.reference import answer_step
 from tristage.export.repository import save_model
@@ -32,7 +32,7 @@ class Parity:
 
     Attributes:
         differences: step -> largest difference on the rows that are not on an edge, relative to max(1, |answer|).
-        edge: [rows] booleans: rows on a split's edge, where an earlier model's rounding (below the tolerance) sends a
+        edge: [rows] booleans: rows on a split's edge, where an earlier step's rounding (below the tolerance) sends a
             tree the other way; the training library answers as served when it is given the served inputs.
     """
 
@@ -123,15 +123,28 @@ def check_parity(
             _check_edge(steps[step], model, tensors, served, frame, off, tolerance)
             edge |= off
         largest[step] = difference
-        if not isinstance(steps[step].body, Workflow):
-            for name, columns in model.columns.items():
-                served[step].update({column: tensors[name][:, at] for at, (_, column) in enumerate(columns)})
+        for name, columns in model.columns.items():
+            served[step].update(_served_columns(tensors[name], columns, answers[step]))
     if edge.mean() > MAX_EDGE_SHARE:
         raise ParityError(
             f"{edge.sum()} of {len(edge)} golden rows are answered otherwise than by the training libraries, because "
-            "trees split where an earlier model's rounding decides; train the later forests on rounded predictions"
+            "trees split where an earlier step's rounding decides; give golden rows that training never saw, or train "
+            "the later forests on rounded inputs"
         )
     return Parity({step: float(difference[~edge].max(initial=0)) for step, difference in largest.items()}, edge)
+
+
+def _served_columns(
+    tensor: NDArray[Any], columns: tuple[tuple[str, str], ...], answers: Mapping[str, NDArray[Any]]
+) -> dict[str, NDArray[Any]]:
+    """The columns of a tensor whose rounding a later step may meet: numbers with a fraction, in the answers' dtype."""
+    made, start = {}, 0
+    for _, column in columns:
+        width = int(np.prod(answers[column].shape[1:]))
+        if tensor.dtype.kind == answers[column].dtype.kind == "f":
+            made[column] = tensor[:, start : start + width].reshape(answers[column].shape).astype(answers[column].dtype)
+        start += width
+    return made
 
 
 def check_answers(

@@ -158,8 +158,9 @@ def fuse(placement: Placement) -> Placement:
         made = graph.embed(its, {value.name: tensor_of(value.name) for value in its.graph.input})
         tensors.update(zip((tensor.name for tensor in model.outputs), made, strict=True))
     outputs = tuple(emitted[column.name] for column in placement.signature.outputs if column.name in emitted)
+    name = f"{placement.signature.stack}_fused"
     fused = PlacedModel(
-        name=f"{placement.signature.stack}_fused",
+        name=f"{name}_models" if name in {model.name for model in kept} else name,
         steps=tuple(step for model in models for step in model.steps),
         graph=graph.model([(tensor.name, tensors[tensor.name], tensor.dtype, tensor.width) for tensor in outputs]),
         inputs=inputs,

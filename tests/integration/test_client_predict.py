@@ -166,9 +166,14 @@ def patiently(ask, *arguments):
 
 
 def requests_so_far(url):
+    """Triton counts a request a moment after it has answered it: once the count stays, none is under way."""
     with closing(connect(url)) as transport:
-        (entry,) = transport.statistics("tiny", 10.0)["model_stats"]
-        return entry["inference_stats"]["success"]["count"]
+        counts = []
+        while len(counts) < 4 or len(set(counts[-4:])) > 1:
+            (entry,) = transport.statistics("tiny", 10.0)["model_stats"]
+            counts.append(entry["inference_stats"]["success"]["count"])
+            time.sleep(0.05)
+        return counts[-1]
 
 
 # ----------------------------------------------------------------------------------------------------- connections
@@ -185,6 +190,7 @@ def test_both_protocols_say_the_same(served):
         # a newer protobuf has fields that this server does not know, at their defaults
         theirs["ensemble_scheduling"].pop("max_inflight_requests", None)
         assert ours == theirs
+        requests_so_far(served.http_url)  # until none is under way
         for model in ("tiny", ""):
             ours, theirs = http.statistics(model, 10.0), grpc.statistics(model, 10.0)
             assert ours == theirs
@@ -205,6 +211,7 @@ def test_the_asyncio_connection_says_the_same(url):
         finally:
             await transport.close()
 
+    requests_so_far(url)  # until none is under way
     got = asyncio.run(main())
     with closing(connect(url)) as transport:
         assert got == [transport.models(10.0), transport.config("tiny", 10.0), transport.statistics("", 10.0)]

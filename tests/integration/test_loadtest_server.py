@@ -196,8 +196,9 @@ def test_a_run_over_both_protocols(server: Server, repository: Path, protocol: s
         assert sum(step.share for step in cell.steps) == pytest.approx(1)
         assert cell.steps[1].compute_infer_ms >= 5
         assert cell.steps[1].share > cell.steps[0].share
+        # no upper bound: the server's clock runs on after the answer has left
         assert cell.server_ms is not None
-        assert 5 <= cell.server_ms <= cell.latency.mean_ms
+        assert cell.server_ms >= 5
     alone, together = report.cells[0], report.cells[2]
     # two connections to one instance: the second request waits while the first one is computed
     assert together.steps[1].queue_ms > alone.steps[1].queue_ms + 1
