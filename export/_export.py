@@ -15,18 +15,19 @@ from numpy.typing import NDArray
 
 from tristage.errors import ExportError, StackError
 from tristage.export.check import Parity, check_answers, check_parity, open_model
+from tristage.export.cut import cut
 from tristage.export.fallbacks import Fallback, try_fallbacks
 from tristage.export.golden import check_golden, golden_columns, read_golden_rows, write_golden
 from tristage.export.lower import lower
 from tristage.export.place import Placement, fuse, place
 from tristage.export.reference import reference_answers
 from tristage.export.repository import aside, check_place, write_models
+from tristage.export.targets import TARGETS, Target, find_target
 from tristage.manifest import Manifest, checksums, write_manifest
 from tristage.stack import Stack
 
 __all__ = ["LAYOUTS", "TARGETS", "TOLERANCE", "Exported", "Fallback", "Prepared", "export", "prepare", "write"]
 
-TARGETS = ("pip-cpu",)
 LAYOUTS = ("ensemble", "fused")
 TOLERANCE = 1e-5  # largest difference from the training library that an export may have, relative above 1
 _LIBRARIES = (
@@ -55,7 +56,7 @@ class Prepared:
 
     Attributes:
         placement: one Triton model per step.
-        target: one of TARGETS.
+        target: where it will be served.
         parity: how far it is from the training libraries on the golden rows; None without golden rows.
         golden: the golden rows that it was compared on, a pyarrow.Table; None without.
         expected: output -> what the training libraries answered for them.
@@ -64,7 +65,7 @@ class Prepared:
     """
 
     placement: Placement
-    target: str
+    target: Target
     parity: Parity | None
     golden: Any
     expected: Mapping[str, NDArray[Any]]
@@ -127,6 +128,7 @@ def export(
         ExportError: the folder cannot be written; what was there is untouched.
     """
     _check_layout(layout, instances)
+    find_target(target)
     check_place(Path(path), overwrite)  # now, not after minutes of converting
     folder = _nearest(Path(path).absolute().parent)
     prepared = prepare(stack, target=target, max_batch=max_batch, trust=trust, on_stage=on_stage, folder=folder)
@@ -149,8 +151,7 @@ def prepare(
     `folder` is where large tables wait to be written; on the disk of the repository they need not be copied. None is
     the folder of temporary files.
     """
-    if target not in TARGETS:
-        raise StackError(f"there is no target {target}; choose one of {', '.join(TARGETS)}")
+    where = find_target(target)
     if max_batch < 1:
         raise StackError(f"max_batch is {max_batch}; a request holds at least one row")
     table = None if stack.golden is None else read_golden_rows(Path(stack.golden))
@@ -167,25 +168,27 @@ def prepare(
         rows=frame,
         trust=trust,
         tables=Path(scratch.name),
+        native=where.native,
     )
-    placement = _nullable(place(lowered, max_batch))
+    placement = _nullable(place(lowered, max_batch, native=where.native))
+    answering = cut(placement) if where.native else placement
     if table is None:
-        for model in placement.models:
-            open_model(model, placement.tables)
+        for model in answering.models:
+            open_model(model, answering.tables)
         fallbacks = try_fallbacks(lowered, placement, None, TOLERANCE)
-        return Prepared(placement, target, None, None, {}, scratch, fallbacks)
+        return Prepared(placement, where, None, None, {}, scratch, fallbacks)
     check_golden(table, placement.signature)
     on_stage(f"asking the training libraries about {table.num_rows} golden rows")
     answers = reference_answers(lowered, frame)
     on_stage("comparing the graphs with their answers")
     inputs = _encode(table, placement)
-    parity = check_parity(lowered, placement, inputs, answers, frame, TOLERANCE)
+    parity = check_parity(lowered, placement, inputs, answers, frame, TOLERANCE, answering)
     expected = {
         name: np.asarray(answers[source.step or ""][source.column.name])[~parity.edge]
         for name, source in lowered.outputs.items()
     }
     fallbacks = try_fallbacks(lowered, placement, inputs, TOLERANCE)
-    return Prepared(placement, target, parity, table.filter(~parity.edge), expected, scratch, fallbacks)
+    return Prepared(placement, where, parity, table.filter(~parity.edge), expected, scratch, fallbacks)
 
 
 def write(
@@ -198,15 +201,17 @@ def write(
     placement = prepared.placement
     if layout == "fused":
         placement = fuse(placement)
-        if prepared.golden is not None:
-            check_answers(placement, _encode(prepared.golden, placement), prepared.expected, TOLERANCE)
+    if prepared.target.native:
+        placement = cut(placement)
+    if layout == "fused" and prepared.golden is not None:
+        check_answers(placement, _encode(prepared.golden, placement), prepared.expected, TOLERANCE)
     with aside(path) as fresh:
-        write_models(fresh, placement, instances)
+        write_models(fresh, placement, prepared.target, instances)
         if prepared.golden is not None:
             write_golden(fresh, prepared.golden, placement.signature, prepared.expected)
         manifest = Manifest(
             stack=placement.signature.stack,
-            target=prepared.target,
+            target=prepared.target.name,
             layout=layout,
             signature=placement.signature,
             models={step: model.name for model in placement.models for step in model.steps},

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tristage.errors import ArtifactError, ParityError
+from tristage.export.gtil import OpenCheckpoint
 from tristage.export.lower import LoweredStack, LoweredStep
-from tristage.export.place import PlacedModel, Placement
+from tristage.export.place import Checkpoint, PlacedModel, Placement
 from tristage.export.reference import answer_step
 from tristage.export.repository import save_model
 from tristage.serving.graph import GraphError
@@ -79,6 +80,9 @@ def open_model(model: PlacedModel, tables: Path | None = None) -> Runnable:
             return Interpreter.open(model.graph)
         except GraphError as error:
             raise ArtifactError(f"step {', '.join(model.steps)}: {error}") from error
+    if isinstance(model.graph, Checkpoint):
+        assert tables is not None
+        return OpenCheckpoint.of(model, tables)
     with tempfile.TemporaryDirectory(dir=tables, prefix="model-") as folder:
         save_model(model.graph, Path(folder), tables)
         try:
@@ -96,6 +100,7 @@ def check_parity(
     answers: Mapping[str, Mapping[str, NDArray[Any]]],
     frame: Any,
     tolerance: float,
+    cut: Placement | None = None,
 ) -> Parity:
     """Compare every step's tensors with what the training libraries answered.
 
@@ -106,11 +111,12 @@ def check_parity(
         answers: what the training libraries answered, by step and column.
         frame: the golden rows.
         tolerance: largest difference allowed.
+        cut: the models that answer, where they are not the placement's own but parts of them.
 
     Raises:
         ParityError: a step differs, not on an edge alone; the message names the step, the column and the row.
     """
-    tensors = run_placement(placement, inputs)
+    tensors = run_placement(cut or placement, inputs)
     steps = {step.name: step for step in lowered.steps}
     served = {step: dict(columns) for step, columns in answers.items()}
     largest: dict[str, NDArray[np.float64]] = {}

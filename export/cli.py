@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tristage.errors import StackError
+from tristage.export.targets import TARGETS
 from tristage.stack import ListInput, Stack
 from tristage.terminal import console, out, stages
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from tristage.export import Fallback
 
 __all__ = ["export", "inspect"]
+
+_TARGETS = "; ".join(f"{target.name}, {target.about}" for target in TARGETS.values())
 
 
 def export(
@@ -29,7 +32,7 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the model repository.")] = Path(
         "model_repository"
     ),
-    target: Annotated[str, typer.Option(help="Where it will be served: pip-cpu.")] = "pip-cpu",
+    target: Annotated[str, typer.Option(help=f"Where it will be served: {_TARGETS}.")] = "pip-cpu",
     layout: Annotated[
         str,
         typer.Option(help="ensemble: a Triton model per step; fused: all steps in one, soonest for small requests."),

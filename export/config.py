@@ -2,32 +2,87 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import onnx
+
 from tristage.columns import DTYPES, SIGNATURE_PARAMETER, Signature
-from tristage.export.place import PlacedModel, Placement, Tensor
+from tristage.export.place import Checkpoint, PlacedModel, Placement, Tensor
+from tristage.export.targets import Target
 
-__all__ = ["ensemble_config", "model_config"]
+__all__ = ["CHECKPOINT_FILE", "ensemble_config", "model_config"]
+
+CHECKPOINT_FILE = "checkpoint.tl"  # the one name that FIL looks for
 
 
-def model_config(model: PlacedModel, max_batch: int, instances: int = 1) -> str:
-    """The configuration of one step's model, for the Python backend."""
+def model_config(model: PlacedModel, max_batch: int, target: Target, instances: int = 1) -> str:
+    """The configuration of one model: for FIL, for ONNX Runtime, or with the runner for the Python backend."""
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2 as pb
 
+    forest = isinstance(model.graph, Checkpoint)
+    backend, parameters = "python", {}
+    if isinstance(model.graph, Checkpoint):
+        backend, parameters = "fil", _fil(model.graph)
+    elif target.native and isinstance(model.graph, onnx.ModelProto):
+        backend, parameters = "onnxruntime", _ONNX_RUNTIME
+    inputs, outputs = _own_names(model)
+    kind = "KIND_GPU" if target.gpu and model.on_gpu else "KIND_CPU"
     config = pb.ModelConfig(
         name=model.name,
-        backend="python",
+        backend=backend,
         max_batch_size=max_batch,
-        input=[pb.ModelInput(name=t.name, data_type=_type(pb, t), dims=[t.width]) for t in model.inputs],
-        output=[pb.ModelOutput(name=t.name, data_type=_type(pb, t), dims=[t.width]) for t in model.outputs],
-        instance_group=[pb.ModelInstanceGroup(count=instances, kind=pb.ModelInstanceGroup.KIND_CPU)],
+        input=[pb.ModelInput(name=t.name, data_type=_type(pb, t), dims=[t.width]) for t in inputs],
+        output=[
+            pb.ModelOutput(
+                name=t.name,
+                data_type=_type(pb, t),
+                dims=[t.width],
+                # FIL answers a single column as [rows], which an ensemble takes for another shape
+                reshape=pb.ModelTensorReshape(shape=[]) if forest and t.width == 1 else None,
+            )
+            for t in outputs
+        ],
+        default_model_filename="graph.onnx" if backend == "onnxruntime" else "",
+        parameters={name: pb.ModelParameter(string_value=value) for name, value in parameters.items()},
+        instance_group=[
+            pb.ModelInstanceGroup(count=instances, kind=pb.ModelInstanceGroup.Kind.Value(kind)),
+        ],
         # no queue policy: one with a size or a timeout turns Triton's prefetching off, and then a request that comes
         # just as the last one is answered waits for the batcher's 500 ms timer (seen with 2.51)
         dynamic_batching=pb.ModelDynamicBatching(),
         version_policy=pb.ModelVersionPolicy(latest=pb.ModelVersionPolicy.Latest(num_versions=1)),
     )
     return str(text_format.MessageToString(config))
+
+
+# one thread an instance: instances are what a server has as many of as cores
+_ONNX_RUNTIME = {"intra_op_thread_count": "1", "inter_op_thread_count": "1"}
+
+
+def _fil(checkpoint: Checkpoint) -> dict[str, str]:
+    """What FIL of Triton 24.10 has to be told, so that it answers the checkpoint's columns on the CPU and on the GPU.
+
+    Of several columns the GPU answers all only when it is asked for classes and their probabilities.
+    """
+    several = "true" if checkpoint.width > 1 else "false"
+    return {
+        "model_type": "treelite_checkpoint",
+        "output_class": several,
+        "predict_proba": several,
+        "threshold": "0.5",
+        "use_experimental_optimizations": "true",
+        "cpu_nthread": "1",
+    }
+
+
+def _own_names(model: PlacedModel) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """A model's inputs and outputs as itself calls them; all but FIL call them as the ensemble does."""
+    if not isinstance(model.graph, Checkpoint):
+        return model.inputs, model.outputs
+    (rows,), (answers,) = model.inputs, model.outputs
+    return (replace(rows, name="input__0"),), (replace(answers, name="output__0"),)
 
 
 def ensemble_config(placement: Placement) -> str:
@@ -52,12 +107,13 @@ def ensemble_config(placement: Placement) -> str:
 
 
 def _step(pb: Any, model: PlacedModel, placement: Placement) -> Any:
-    """One step; a tensor has the same name in the step's model and in the ensemble."""
+    """One step: which of the ensemble's tensors are the model's."""
+    inputs, outputs = _own_names(model)
     return pb.ModelEnsembling.Step(
         model_name=model.name,
         model_version=-1,
-        input_map={tensor.name: tensor.name for tensor in model.inputs},
-        output_map={tensor.name: tensor.name for tensor in model.outputs},
+        input_map={own.name: tensor.name for own, tensor in zip(inputs, model.inputs, strict=True)},
+        output_map={own.name: tensor.name for own, tensor in zip(outputs, model.outputs, strict=True)},
     )
 
 

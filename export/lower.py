@@ -114,6 +114,7 @@ def lower(
     rows: Any = None,
     trust: bool = False,
     tables: Path | None = None,
+    native: bool = False,
 ) -> LoweredStack:
     """Read and convert every artifact of a stack.
 
@@ -126,6 +127,7 @@ def lower(
             itself; None without golden rows.
         trust: whether saved workflows and pickled forests may be read, which runs what their pickle says.
         tables: the folder that large tables are written to; None keeps all in memory.
+        native: whether Triton's own backends serve it, which are given texts and no fingerprints of them.
 
     Raises:
         StackError: a step reads a column that nobody makes, or a wrong number of them.
@@ -140,7 +142,7 @@ def lower(
         reader = _Reader(name, stack, steps, raw, golden)
         match step:
             case WorkflowStep():
-                steps[name] = _lower_workflow(name, step, stack, golden, raw, rows, tables)
+                steps[name] = _lower_workflow(name, step, stack, golden, raw, rows, tables, native)
             case ForestStep():
                 steps[name] = _lower_forest(name, step, stack, reader, trust)
             case NetStep():
@@ -245,6 +247,7 @@ def _lower_workflow(
     raw: dict[str, Column],
     rows: Any,
     tables: Path | None,
+    native: bool,
 ) -> LoweredStep:
     fitted = open_workflow(name, step.workflow)
     nullable = frozenset(column.name for column in golden.values() if column.nullable)
@@ -252,7 +255,7 @@ def _lower_workflow(
     try:
         columns = raw_columns(fitted, stack.inputs, nullable, golden)
         try:
-            served = compile_workflow(fitted, columns, tables)
+            served = compile_workflow(fitted, columns, tables, native=native)
             made = served.outputs
         except NoLowering as lack:
             served, made = interpret(fitted, folder_of(step.workflow, lack.reason), columns, rows, lack.reason)

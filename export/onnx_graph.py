@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tristage.columns import NULL_STRING
 from tristage.manifest import sha256
 
-__all__ = ["FOREST_DOMAIN", "IR_VERSION", "OPSET", "GraphBuilder", "node_reads", "onnx_type"]
+__all__ = ["FOREST_DOMAIN", "IR_VERSION", "OPSET", "GraphBuilder", "dtype_of", "node_reads", "onnx_type"]
 
 # what every server that tristage places on can read: Triton 24.10 takes opset 21 and IR 10 at most
 OPSET = 20
@@ -48,6 +48,11 @@ def onnx_type(dtype: str) -> int:
     return int(_TYPES[dtype])
 
 
+def dtype_of(number: int) -> str:
+    """The name of the dtype that has ONNX's number."""
+    return next(dtype for dtype, its in _TYPES.items() if its == number)
+
+
 class GraphBuilder:
     """Collects the nodes of one graph whose tensors are [rows, width].
 
@@ -57,10 +62,12 @@ class GraphBuilder:
     Args:
         folder: where large arrays are written, in files of their own that a saved graph lies beside; None keeps them in
             memory.
+        fingerprints: whether who runs the graph makes fingerprints of texts for it, as tristage's runner does.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, fingerprints: bool = True) -> None:
         self._folder = folder
+        self.fingerprints = fingerprints
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._inputs: dict[str, onnx.ValueInfoProto] = {}
@@ -186,6 +193,18 @@ class GraphBuilder:
         """
         given = (rows,) if group is None else (rows, group)
         return self.add("Forest", *given, domain=FOREST_DOMAIN, file=file, width=width)
+
+    def checkpoint(self, file: str, rows: str, features: int, width: int, name: str) -> str:
+        """Ask a checkpoint of Triton's FIL backend.
+
+        Args:
+            file: its name, beside the graph.
+            rows: its features, [rows, features] float32.
+            features: how many they are.
+            width: columns of its answer.
+            name: the step that it belongs to.
+        """
+        return self.add("Forest", rows, domain=FOREST_DOMAIN, file=file, features=features, width=width, name=name)
 
     def string_is(self, tensor: str, value: str) -> str:
         """Where a string tensor equals a value, as booleans."""

@@ -7,26 +7,27 @@ each dtype, a model emits its answers in one tensor, and a reader picks its colu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import onnx
 
 from tristage.columns import Column, Signature
-from tristage.errors import StackError
+from tristage.errors import ArtifactError, StackError
 from tristage.export.forest import ForestSet
+from tristage.export.forest.native import add_checkpoint
 from tristage.export.forest.to_engine import pack_forests
 from tristage.export.forest.to_onnx import add_forests
 from tristage.export.lower import Feed, LoweredStack, LoweredStep, Mean, Source, Workflow
 from tristage.export.net import Net
-from tristage.export.onnx_graph import GraphBuilder
+from tristage.export.onnx_graph import FOREST_DOMAIN, GraphBuilder
 from tristage.export.workflow import InterpretedWorkflow
 from tristage.export.workflow.values import pack
 from tristage.fingerprint import DERIVED
 from tristage.serving.workflow_file import Port, WorkflowFile
 
-__all__ = ["PlacedModel", "Placement", "Tensor", "fuse", "place"]
+__all__ = ["Checkpoint", "PlacedModel", "Placement", "Tensor", "fuse", "place"]
 
 
 @dataclass(frozen=True)
@@ -39,24 +40,45 @@ class Tensor:
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """A forest of Triton's FIL backend.
+
+    Attributes:
+        file: the Treelite checkpoint's file.
+        features: columns that it reads, float32.
+        width: columns of its answer, float32.
+    """
+
+    file: str
+    features: int
+    width: int
+
+
+@dataclass(frozen=True)
 class PlacedModel:
     """One Triton model: a step's graph and its tensors, whose names are the ensemble's.
 
     Attributes:
         name: the Triton model's name.
         steps: the steps it computes.
-        graph: the ONNX model; or, of a workflow that NVTabular itself serves, what its `workflow.json` says.
+        graph: the ONNX model; of a forest that FIL serves, its checkpoint; of a workflow that NVTabular itself serves,
+            what its `workflow.json` says.
         inputs: the tensors it reads.
         outputs: the tensors it emits.
-        columns: output tensor -> the columns that lie side by side in it, each as (step, column).
+        columns: output tensor -> the columns that lie side by side in it, each as (step, column); empty where a step
+            is made of several models.
+        stages: step -> how many forests it has to wait for, one after the other; of fused steps.
+        on_gpu: those of its steps that are worth a GPU: forests and nets.
     """
 
     name: str
     steps: tuple[str, ...]
-    graph: onnx.ModelProto | WorkflowFile
+    graph: onnx.ModelProto | Checkpoint | WorkflowFile
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     columns: Mapping[str, tuple[tuple[str, str], ...]]
+    stages: Mapping[str, int] = field(default_factory=dict)
+    on_gpu: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -82,12 +104,13 @@ class _Port:
     positions: tuple[int, ...]
 
 
-def place(lowered: LoweredStack, max_batch: int) -> Placement:
-    """Lay a lowered stack out for the target `pip-cpu`, layout `ensemble`.
+def place(lowered: LoweredStack, max_batch: int, *, native: bool = False) -> Placement:
+    """Lay a lowered stack out in the layout `ensemble`.
 
     Args:
         lowered: the stack.
         max_batch: rows that one request may hold.
+        native: whether FIL is to answer its forests, once the graphs are `cut`; else the runner does.
 
     Raises:
         StackError: an output has the name of a raw column.
@@ -98,7 +121,7 @@ def place(lowered: LoweredStack, max_batch: int) -> Placement:
     models = []
     inputs: dict[str, Column] = {}
     for step in lowered.steps:
-        graph = _graph(step, steps, ports, lowered.tables)
+        graph = _graph(step, steps, ports, lowered.tables, native)
         if isinstance(graph, WorkflowFile):
             names = [column.name for column in graph.inputs]
         else:
@@ -120,6 +143,8 @@ def place(lowered: LoweredStack, max_batch: int) -> Placement:
                     port.tensor.name: tuple((step.name, step.columns[position].name) for position in port.positions)
                     for port in ports[step.name]
                 },
+                stages={step.name: 0},
+                on_gpu=frozenset({step.name} if isinstance(step.body, (ForestSet, Net)) else ()),
             )
         )
     clash = [name for name in lowered.outputs if name in inputs]
@@ -136,7 +161,7 @@ def fuse(placement: Placement) -> Placement:
     A workflow that NVTabular itself serves stays a model of its own, which the one reads.
     """
     kept = [model for model in placement.models if isinstance(model.graph, WorkflowFile)]
-    graphs = [(model, model.graph) for model in placement.models if not isinstance(model.graph, WorkflowFile)]
+    graphs = [(model, model.graph) for model in placement.models if isinstance(model.graph, onnx.ModelProto)]
     models = [model for model, _ in graphs]
     if not models:
         return placement
@@ -166,8 +191,23 @@ def fuse(placement: Placement) -> Placement:
         inputs=inputs,
         outputs=outputs,
         columns={tensor.name: columns[tensor.name] for tensor in outputs},
+        stages=_stages(models),
+        on_gpu=frozenset().union(*(model.on_gpu for model in models)),
     )
     return Placement(placement.signature, (*kept, fused), placement.tables)
+
+
+def _stages(models: Sequence[PlacedModel]) -> dict[str, int]:
+    """How many forests every step has to wait for, one after the other."""
+    stages: dict[str, int] = {}
+    ends: dict[str, int] = {}  # of a tensor
+    for model in models:
+        (step,) = model.steps
+        stages[step] = max((ends.get(tensor.name, 0) for tensor in model.inputs), default=0)
+        assert isinstance(model.graph, onnx.ModelProto)
+        forest = any(node.domain == FOREST_DOMAIN for node in model.graph.graph.node)
+        ends.update({tensor.name: stages[step] + forest for tensor in model.outputs})
+    return stages
 
 
 def _ports(lowered: LoweredStack) -> dict[str, list[_Port]]:
@@ -213,7 +253,11 @@ def _runs(sources: Sequence[Source]) -> list[tuple[str | None, list[Source]]]:
 
 
 def _graph(
-    step: LoweredStep, steps: Mapping[str, LoweredStep], ports: Mapping[str, list[_Port]], tables: Path | None
+    step: LoweredStep,
+    steps: Mapping[str, LoweredStep],
+    ports: Mapping[str, list[_Port]],
+    tables: Path | None,
+    native: bool,
 ) -> onnx.ModelProto | WorkflowFile:
     if isinstance(step.body, Workflow):
         compiled = step.body.served
@@ -243,12 +287,7 @@ def _graph(
                 text = step.feeds[1].dtype == "string"
                 positions = {str(g) if text else int(str(g)): number for number, g in enumerate(forests.groups)}
                 group = graph.label_encode(feeds["group"], positions, -1)
-            file = None if tables is None else pack_forests(forests, tables)
-            answers = (
-                add_forests(graph, feeds["rows"], forests, group)
-                if file is None
-                else graph.forest(file, feeds["rows"], group, len(step.columns))
-            )
+            answers = _forests(graph, feeds["rows"], forests, group, tables, step.name if native else None)
         case Net() as net:
             (answers,) = graph.embed(net.model, feeds)
             answers = graph.cast(answers, net.dtype, "float32")
@@ -261,6 +300,22 @@ def _graph(
             for port in ports[step.name]
         ]
     )
+
+
+def _forests(
+    graph: GraphBuilder, rows: str, forests: ForestSet, group: str | None, tables: Path | None, native: str | None
+) -> str:
+    """A step's forests: a checkpoint for FIL where the step is `native`, else packed for the engine, or as ONNX."""
+    if native is not None:
+        assert tables is not None
+        try:
+            return add_checkpoint(graph, rows, forests, group, tables, native)
+        except ArtifactError as error:
+            raise ArtifactError(f"step {native}: {error}") from error
+    file = None if tables is None else pack_forests(forests, tables)
+    if file is None:
+        return add_forests(graph, rows, forests, group)
+    return graph.forest(file, rows, group, forests.width)
 
 
 def _feed(graph: GraphBuilder, feed: Feed, steps: Mapping[str, LoweredStep], ports: Mapping[str, list[_Port]]) -> str:

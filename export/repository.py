@@ -14,9 +14,10 @@ from pathlib import Path
 import onnx
 
 from tristage.errors import ExportError
-from tristage.export.config import ensemble_config, model_config
-from tristage.export.place import Placement
+from tristage.export.config import CHECKPOINT_FILE, ensemble_config, model_config
+from tristage.export.place import Checkpoint, Placement
 from tristage.export.split import split
+from tristage.export.targets import Target
 from tristage.manifest import KEPT, MANIFEST
 from tristage.serving.program import PROGRAM_FILE, ForestCall
 from tristage.serving.workflow_file import WORKFLOW_FILE, WorkflowFile
@@ -92,14 +93,19 @@ def _swap(fresh: Path, path: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def write_models(repository: Path, placement: Placement, instances: int = 1) -> None:
-    """Write every model's folder: configuration (of so many instances), runner and graph; and the ensemble's."""
+def write_models(repository: Path, placement: Placement, target: Target, instances: int = 1) -> None:
+    """Write every model's folder: configuration (of so many instances) and what it computes; and the ensemble's."""
     for model in placement.models:
         version = repository / model.name / "1"
         version.mkdir(parents=True)
-        config = model_config(model, placement.signature.max_batch, instances)
+        config = model_config(model, placement.signature.max_batch, target, instances)
         (repository / model.name / "config.pbtxt").write_text(config)
-        (version / "model.py").write_text(_RUNNER)
+        if isinstance(model.graph, Checkpoint):
+            assert placement.tables is not None
+            _link(model.graph.file, version, placement.tables, CHECKPOINT_FILE)
+            continue
+        if not target.native or isinstance(model.graph, WorkflowFile):
+            (version / "model.py").write_text(_RUNNER)
         save_model(model.graph, version, placement.tables)
     ensemble = repository / placement.signature.stack
     (ensemble / "1").mkdir(parents=True)
@@ -152,15 +158,16 @@ def _save_graph(graph: onnx.ModelProto, path: Path, tables: Path | None) -> None
         _link(name, path.parent, tables)
 
 
-def _link(name: str, folder: Path, tables: Path | None) -> None:
+def _link(name: str, folder: Path, tables: Path | None, called: str | None = None) -> None:
     assert tables is not None
-    if (folder / name).exists():
+    path = folder / (called or name)
+    if path.exists():
         return
     try:
-        (folder / name).hardlink_to(tables / name)
+        path.hardlink_to(tables / name)
     except OSError:
-        shutil.copyfile(tables / name, folder / name)
-    (folder / name).chmod(0o644)
+        shutil.copyfile(tables / name, path)
+    path.chmod(0o644)
 
 
 def _table_files(graph: onnx.ModelProto) -> set[str]:

@@ -7,7 +7,7 @@ first, then those forests, then what needs them, and so on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -33,8 +33,14 @@ class Program:
     outputs: Mapping[str, str]
 
 
-def split(model: onnx.ModelProto) -> Program | None:
+def split(
+    model: onnx.ModelProto, travels: Callable[[onnx.ValueInfoProto], bool] = lambda value: True
+) -> Program | None:
     """Cut a graph at its forests; None where it has none.
+
+    Args:
+        model: the graph.
+        travels: whether a tensor may leave the part that makes it; what may not is made again where it is read.
 
     Raises:
         ArtifactError: the type of a tensor that leaves a part cannot be told.
@@ -50,23 +56,39 @@ def split(model: onnx.ModelProto) -> Program | None:
         its = max((level.get(name, 0) for name in node_reads(node)), default=0)
         level.update(dict.fromkeys(node.output, its + (node.domain == FOREST_DOMAIN)))
     values = _values(model)
+    graphs = [
+        _with_what_stays(nodes, level, number, lambda name: name in values and travels(values[name]))
+        for number in range(max(level.values()) + 1)
+    ]
     parts: list[onnx.ModelProto | ForestCall] = []
-    for number in range(max(level.values()) + 1):
-        graph: list[onnx.NodeProto] = []
-        others: list[onnx.NodeProto] = []
-        for node in nodes:
-            here = node.domain != FOREST_DOMAIN and level[node.output[0]] == number
-            (graph if here else others).append(node)
-        forests = [n for n in others if n.domain == FOREST_DOMAIN and level[n.output[0]] == number + 1]
-        later = {name for node in others for name in node_reads(node)} | set(outputs.values())
+    for number, graph in enumerate(graphs):
+        forests = [node for node in nodes if node.domain == FOREST_DOMAIN]
+        reading = [*forests, *(node for later in graphs[number + 1 :] for node in later)]
+        later = {name for node in reading for name in node_reads(node)} | set(outputs.values())
+        new = [name for node in graph for name in node.output if level[name] == number]
         if graph:
-            parts.append(_part(model, graph, later, values))
-        for node in forests:
+            parts.append(_part(model, graph, later.intersection(new), values))
+        for node in (node for node in forests if level[node.output[0]] == number + 1):
             file = next(a.s.decode() for a in node.attribute if a.name == "file")
             parts.append(
                 ForestCall(file, node.input[0], node.input[1] if len(node.input) > 1 else None, node.output[0])
             )
     return Program(tuple(parts), outputs)
+
+
+def _with_what_stays(
+    nodes: Sequence[onnx.NodeProto], level: Mapping[str, int], number: int, travels: Callable[[str], bool]
+) -> list[onnx.NodeProto]:
+    """The nodes of a level, and those of earlier ones whose tensors they read and that do not travel, in order."""
+    kept: list[onnx.NodeProto] = []
+    again: set[str] = set()
+    for node in reversed(nodes):
+        if node.domain == FOREST_DOMAIN:
+            continue
+        if level[node.output[0]] == number or again.intersection(node.output):
+            kept.append(node)
+            again.update(name for name in node_reads(node) if level.get(name, number) < number and not travels(name))
+    return kept[::-1]
 
 
 def _part(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tristage.errors import ArtifactError
 
-__all__ = ["EngineRefusal", "Nodes", "Tree", "join", "read_trees"]
+__all__ = ["EngineRefusal", "Nodes", "Tree", "bounds", "join", "read_trees"]
 
 _LT, _LE, _GT, _GE = 2, 3, 4, 5  # Treelite's comparisons, "go left if value OP threshold"
 
@@ -128,7 +128,7 @@ def join(trees: Sequence[Tree], features: int) -> Nodes:
     nan_left = whole("nan_left", np.bool_)
     turned = np.isin(operator, (_GT, _GE))  # x > t goes left: what is not x <= t does
     left, right = np.where(turned, right, left), np.where(turned, left, right)
-    bound, always = _bounds(threshold, np.isin(operator, (_LE, _GT)))
+    bound, always = bounds(threshold, np.isin(operator, (_LE, _GT)))
     return Nodes(
         root=root,
         slot=np.array([tree.slot for tree in ordered], np.int64),
@@ -142,7 +142,7 @@ def join(trees: Sequence[Tree], features: int) -> Nodes:
     )
 
 
-def _bounds(threshold: NDArray[np.float64], equal: NDArray[np.bool_]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def bounds(threshold: NDArray[np.float64], equal: NDArray[np.bool_]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Float32 bounds b so that for every float32 x, x < b means x < threshold, or x <= threshold where `equal`.
 
     No b says so where even infinity is to pass; those are returned as the second array.

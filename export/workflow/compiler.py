@@ -121,19 +121,23 @@ def _fits(pad: int | float | str, dtype: str) -> bool:
     return dtype.startswith("float") or bool(pad == int(pad) and np.iinfo(dtype).min <= pad <= np.iinfo(dtype).max)
 
 
-def compile_workflow(workflow: Any, raw: Sequence[Column], tables: Path | None = None) -> CompiledWorkflow:
+def compile_workflow(
+    workflow: Any, raw: Sequence[Column], tables: Path | None = None, *, native: bool = False
+) -> CompiledWorkflow:
     """Compile a fitted workflow.
 
     Args:
         workflow: a fitted nvtabular.Workflow (23.8).
         raw: its raw columns, as `raw_columns` gives them.
         tables: the folder that large tables are written to, where the graph will find them; None keeps all in memory.
+        native: whether ONNX Runtime is given texts as they are, by Triton's own backend; the runner also gives it
+            fingerprints of them, and large tables of texts are found by those.
 
     Raises:
         NoLowering: an operator, or a use of one, has no lowering.
         ArtifactError: nothing can serve an operator, or a use of one, right; the message names it.
     """
-    graph = GraphBuilder(tables)
+    graph = GraphBuilder(tables, fingerprints=not native)
     sources = {column.name: _source(graph, column) for column in raw}
     done: dict[int, dict[str, Value]] = {}
     try:

@@ -123,7 +123,7 @@ def _column(graph: GraphBuilder, column: Value, table: FittedTable, name: str) -
             keys[place] = chunk
         return _numbers(graph, _whole(graph, tensor, column.dtype), keys, NULL_KEY)
     # a fingerprint is made of what a client sends, not of text that the graph makes
-    raw = column.part is None and graph.is_input(tensor)
+    raw = graph.fingerprints and column.part is None and graph.is_input(tensor)
     texts: dict[int, str] = {}
     for place, chunk in table.keys(name, texts):
         keys[place] = chunk

@@ -1,0 +1,142 @@
+"""A placement for Triton's native backends: every graph is cut at its forests, which FIL answers.
+
+What lies before, between and after them are models of the ONNX Runtime backend. Triton joins requests row by row, so
+that only tensors of [rows, width] travel between models; others are made again where they are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import onnx
+from onnx import helper
+
+from tristage.export.onnx_graph import FOREST_DOMAIN, GraphBuilder, dtype_of
+from tristage.export.place import Checkpoint, PlacedModel, Placement, Tensor
+from tristage.export.split import Program, split
+from tristage.serving.program import ForestCall
+
+__all__ = ["cut"]
+
+Names = Mapping[str, Sequence[str]]  # a graph's tensor -> what the ensemble calls it
+
+
+def cut(placement: Placement) -> Placement:
+    """The same stack with a model of its own for every checkpoint, and for what lies before, between and after them."""
+    models: list[PlacedModel] = []
+    for model in placement.models:
+        program = split(model.graph, _travels) if isinstance(model.graph, onnx.ModelProto) else None
+        models += [model] if program is None else _parts(model, program, placement.signature.stack)
+    return replace(placement, models=tuple(models))
+
+
+def _parts(model: PlacedModel, program: Program, stack: str) -> Iterator[PlacedModel]:
+    assert isinstance(model.graph, onnx.ModelProto)
+    forests = {node.output[0]: node for node in model.graph.graph.node if node.domain == FOREST_DOMAIN}
+    names = _names(model, program)
+    others = set(model.steps) - {node.name for node in forests.values()}
+    stage, batch = 0, set[str]()  # forests that are asked side by side end a stage
+    for part in program.parts:
+        if isinstance(part, ForestCall):
+            if part.rows in batch:
+                stage, batch = stage + 1, set()
+            batch.add(part.output)
+            yield _forest(forests[part.output], names, stack)
+            continue
+        stage, batch = stage + bool(batch), set()
+        steps = tuple(step for step in model.steps if step in others and model.stages[step] == stage)
+        label = str(stage) if len(model.steps) > 1 else "answers" if stage else "rows"
+        yield _graph(part, names, f"{model.name}__{label}", steps, model.on_gpu.intersection(steps))
+    copies = {name: its for name, its in names.items() if len(its) > 1 and (name in forests or its[0] == name)}
+    if copies:
+        yield _copies(copies, model)
+
+
+def _travels(value: onnx.ValueInfoProto) -> bool:
+    shape = value.type.tensor_type.shape.dim
+    return len(shape) == 2 and shape[1].HasField("dim_value")
+
+
+def _names(model: PlacedModel, program: Program) -> Names:
+    """Its own names where a tensor comes in or is emitted, else one that no other model has."""
+    names = {tensor.name: [tensor.name] for tensor in model.inputs}
+    for emitted, tensor in program.outputs.items():
+        names.setdefault(tensor, []).append(emitted)
+    for part in program.parts:
+        for name in [part.output] if isinstance(part, ForestCall) else [value.name for value in part.graph.output]:
+            names.setdefault(name, [f"{model.name}{name}"])
+    return names
+
+
+def _forest(node: onnx.NodeProto, names: Names, stack: str) -> PlacedModel:
+    said = {attribute.name: attribute for attribute in node.attribute}
+    features, width = said["features"].i, said["width"].i
+    return PlacedModel(
+        name=f"{stack}_{node.name}",
+        steps=(node.name,),
+        graph=Checkpoint(said["file"].s.decode(), features, width),
+        inputs=(Tensor(names[node.input[0]][0], "float32", features),),
+        outputs=(Tensor(names[node.output[0]][0], "float32", width),),
+        columns={},
+        on_gpu=frozenset({node.name}),
+    )
+
+
+def _graph(
+    part: onnx.ModelProto, names: Names, name: str, steps: tuple[str, ...], on_gpu: frozenset[str]
+) -> PlacedModel:
+    """A part whose inputs and outputs have the ensemble's names: renamed by nodes that copy, which cost nothing."""
+    inputs = [(value, names[value.name][0]) for value in part.graph.input]
+    outputs = [(value, its) for value in part.graph.output for its in names[value.name]]
+    before = [helper.make_node("Identity", [its], [value.name]) for value, its in inputs if its != value.name]
+    after = [helper.make_node("Identity", [value.name], [its]) for value, its in outputs]
+    graph = helper.make_graph(
+        [*before, *part.graph.node, *after],
+        "graph",
+        [_called(value, its) for value, its in inputs],
+        [_called(value, its) for value, its in outputs],
+        list(part.graph.initializer),
+    )
+    model = helper.make_model(
+        graph, opset_imports=part.opset_import, ir_version=part.ir_version, producer_name=part.producer_name
+    )
+    return PlacedModel(
+        name=name,
+        steps=steps,
+        graph=model,
+        inputs=tuple(_tensor(value, its) for value, its in inputs),
+        outputs=tuple(_tensor(value, its) for value, its in outputs),
+        columns={},
+        on_gpu=on_gpu,
+    )
+
+
+def _copies(copies: Names, model: PlacedModel) -> PlacedModel:
+    """What emits a raw column or a forest's answer under further names."""
+    emitted = {tensor.name: tensor for tensor in model.outputs}
+    graph = GraphBuilder()
+    outputs = [(emitted[other], its[0]) for its in copies.values() for other in its[1:]]
+    sources = {its: Tensor(its, tensor.dtype, tensor.width) for tensor, its in outputs}
+    for tensor in sources.values():
+        graph.input(tensor.name, tensor.dtype, tensor.width)
+    return PlacedModel(
+        name=f"{model.name}__copies",
+        steps=(),
+        graph=graph.model([(tensor.name, its, tensor.dtype, tensor.width) for tensor, its in outputs]),
+        inputs=tuple(sources.values()),
+        outputs=tuple(tensor for tensor, _ in outputs),
+        columns={},
+    )
+
+
+def _called(value: onnx.ValueInfoProto, name: str) -> onnx.ValueInfoProto:
+    copy = onnx.ValueInfoProto()
+    copy.CopyFrom(value)
+    copy.name = name
+    return copy
+
+
+def _tensor(value: onnx.ValueInfoProto, name: str) -> Tensor:
+    kind = value.type.tensor_type
+    return Tensor(name, dtype_of(kind.elem_type), kind.shape.dim[1].dim_value)

@@ -1,0 +1,48 @@
+"""Where a stack is served: which Triton, which backends, which device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tristage.errors import StackError
+
+__all__ = ["TARGETS", "Target", "find_target"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of server.
+
+    Attributes:
+        name: as `tristage export --target` takes it.
+        native: whether Triton's own backends answer: FIL forests, ONNX Runtime all else. Otherwise the runner does,
+            in the Python backend.
+        gpu: whether forests and nets lie on a GPU.
+        about: what it is, in a few words.
+    """
+
+    name: str
+    native: bool
+    gpu: bool
+    about: str
+
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("pip-cpu", False, False, "the pip wheel's tritonserver, on CPU cores"),
+        Target("ngc-cpu", True, False, "NVIDIA's container 24.10, FIL and ONNX Runtime on CPU cores"),
+        Target("ngc-gpu", True, True, "NVIDIA's container 24.10, FIL and ONNX Runtime on a GPU"),
+    )
+}
+
+
+def find_target(name: str) -> Target:
+    """The target of a name.
+
+    Raises:
+        StackError: there is none.
+    """
+    if name not in TARGETS:
+        raise StackError(f"there is no target {name}; choose one of {', '.join(TARGETS)}")
+    return TARGETS[name]
