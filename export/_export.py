@@ -22,9 +22,9 @@ from tristage.export.lower import lower
 from tristage.export.place import Placement, fuse, place
 from tristage.export.reference import reference_answers
 from tristage.export.repository import aside, check_place, write_models
-from tristage.export.targets import TARGETS, Target, find_target
 from tristage.manifest import Manifest, checksums, write_manifest
 from tristage.stack import Stack
+from tristage.targets import TARGETS, Target, find_target
 
 __all__ = ["LAYOUTS", "TARGETS", "TOLERANCE", "Exported", "Fallback", "Prepared", "export", "prepare", "write"]
 

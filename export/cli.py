@@ -13,8 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from tristage.errors import StackError
-from tristage.export.targets import TARGETS
 from tristage.stack import ListInput, Stack
+from tristage.targets import TARGETS
 from tristage.terminal import console, out, stages
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import onnx
 
 from tristage.columns import DTYPES, SIGNATURE_PARAMETER, Signature
 from tristage.export.place import Checkpoint, PlacedModel, Placement, Tensor
-from tristage.export.targets import Target
+from tristage.targets import Target
 
 __all__ = ["CHECKPOINT_FILE", "ensemble_config", "model_config"]
 
@@ -21,7 +21,6 @@ def model_config(model: PlacedModel, max_batch: int, target: Target, instances: 
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2 as pb
 
-    forest = isinstance(model.graph, Checkpoint)
     backend, parameters = "python", {}
     if isinstance(model.graph, Checkpoint):
         backend, parameters = "fil", _fil(model.graph)
@@ -39,8 +38,6 @@ def model_config(model: PlacedModel, max_batch: int, target: Target, instances: 
                 name=t.name,
                 data_type=_type(pb, t),
                 dims=[t.width],
-                # FIL answers a single column as [rows], which an ensemble takes for another shape
-                reshape=pb.ModelTensorReshape(shape=[]) if forest and t.width == 1 else None,
             )
             for t in outputs
         ],
@@ -64,13 +61,13 @@ _ONNX_RUNTIME = {"intra_op_thread_count": "1", "inter_op_thread_count": "1"}
 def _fil(checkpoint: Checkpoint) -> dict[str, str]:
     """What FIL of Triton 24.10 has to be told, so that it answers the checkpoint's columns on the CPU and on the GPU.
 
-    Of several columns the GPU answers all only when it is asked for classes and their probabilities.
+    Probabilities, which leave the columns as they are: of several the GPU answers all only when it is asked for classes
+    and their probabilities, and a single one keeps its dimension only beside its complement.
     """
-    several = "true" if checkpoint.width > 1 else "false"
     return {
         "model_type": "treelite_checkpoint",
-        "output_class": several,
-        "predict_proba": several,
+        "output_class": "true" if checkpoint.width > 2 else "false",
+        "predict_proba": "true",
         "threshold": "0.5",
         "use_experimental_optimizations": "true",
         "cpu_nthread": "1",

@@ -28,7 +28,7 @@ def cut(placement: Placement) -> Placement:
     for model in placement.models:
         program = split(model.graph, _travels) if isinstance(model.graph, onnx.ModelProto) else None
         models += [model] if program is None else _parts(model, program, placement.signature.stack)
-    return replace(placement, models=tuple(models))
+    return replace(placement, models=tuple(map(_named, models)))
 
 
 def _parts(model: PlacedModel, program: Program, stack: str) -> Iterator[PlacedModel]:
@@ -128,6 +128,17 @@ def _copies(copies: Names, model: PlacedModel) -> PlacedModel:
         outputs=tuple(tensor for tensor, _ in outputs),
         columns={},
     )
+
+
+def _named(model: PlacedModel) -> PlacedModel:
+    """A model whose nodes all have names: ONNX Runtime 1.19 gives two that it fuses of nameless ones the same one."""
+    if not isinstance(model.graph, onnx.ModelProto):
+        return model
+    graph = onnx.ModelProto()
+    graph.CopyFrom(model.graph)
+    for number, node in enumerate(graph.graph.node):
+        node.name = node.name or f"node{number}"
+    return replace(model, graph=graph)
 
 
 def _called(value: onnx.ValueInfoProto, name: str) -> onnx.ValueInfoProto:

@@ -60,5 +60,7 @@ class OpenCheckpoint:
         rows = np.ascontiguousarray(tensors[given.name])
         if len(rows) == 0:
             return {made.name: np.empty((0, made.width), np.float32)}
-        answers = treelite.gtil.predict(self.model, rows, nthread=1)
-        return {made.name: np.asarray(answers, np.float32).reshape(len(rows), made.width)}
+        answers = np.asarray(treelite.gtil.predict(self.model, rows, nthread=1), np.float32).reshape(len(rows), -1)
+        if answers.shape[1] == 1:  # asked for probabilities, FIL answers a single column beside its complement
+            answers = np.concatenate([1 - answers, answers], axis=1)
+        return {made.name: answers}

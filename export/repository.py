@@ -17,10 +17,10 @@ from tristage.errors import ExportError
 from tristage.export.config import CHECKPOINT_FILE, ensemble_config, model_config
 from tristage.export.place import Checkpoint, Placement
 from tristage.export.split import split
-from tristage.export.targets import Target
 from tristage.manifest import KEPT, MANIFEST
 from tristage.serving.program import PROGRAM_FILE, ForestCall
 from tristage.serving.workflow_file import WORKFLOW_FILE, WorkflowFile
+from tristage.targets import Target
 
 __all__ = ["aside", "check_place", "save_model", "write_models"]
 

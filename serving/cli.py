@@ -47,6 +47,13 @@ def serve(
             "--trust", help="Read the saved workflows of steps that NVTabular itself serves: reading a pickle runs it."
         ),
     ] = False,
+    backends: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of Triton's native backends (fil, onnxruntime), for repositories of the targets ngc-*.",
+            envvar="TRISTAGE_NATIVE_BACKENDS",
+        ),
+    ] = None,
 ) -> None:
     """Serve a model repository with Triton until Ctrl-C or SIGTERM; requests in flight are answered."""
     from tristage.manifest import read_manifest
@@ -79,6 +86,7 @@ def serve(
             host=host,
             timeout=timeout,
             trust=trust,
+            backends=backends,
             log=sys.stderr,
         ) as server:
             running.append(server)

@@ -126,6 +126,7 @@ def serve(
     host: str = "127.0.0.1",
     timeout: float = 120.0,
     trust: bool = False,
+    backends: str | os.PathLike[str] | None = None,
     log: LogTarget = None,
 ) -> Server:
     """Start Triton on a repository that `tristage export` wrote, and wait until all its models are ready.
@@ -140,6 +141,8 @@ def serve(
         timeout: seconds until the server must be ready.
         trust: whether the saved workflows of steps that could not be compiled may be read, which runs what their
             pickles say.
+        backends: a folder of further backends, which repositories of the targets ngc-cpu and ngc-gpu need: a folder
+            for each, such as `fil` and `onnxruntime`.
         log: takes Triton's log, a function line by line or an open text file; None drops it.
 
     Returns:
@@ -161,7 +164,7 @@ def serve(
     pinned = _check_cores(cores)
     address = _address(host)
     wanted = {"--http-port": http_port, "--grpc-port": grpc_port, "--metrics-port": metrics_port}
-    triton = find_triton()
+    triton = find_triton(None if backends is None else Path(backends))
     env = {**environment(triton, pinned), TRUST: "1" if trust else "0"}
     deadline = time.monotonic() + timeout
     attempts = 3 if 0 in wanted.values() else 1  # between choosing a free port and using it, another may take it
@@ -246,7 +249,13 @@ def _await_ready(server: Server, ports: Ports, name: str, deadline: float, timeo
             loading = ", ".join(still_loading(server.log_tail())) or "no model any more"
             raise ServerError(f"Triton was not ready after {timeout:g} s, loading {loading}; allow more with --timeout")
         time.sleep(_POLL)
-    raise ServerError(f"Triton ended while it was starting: {server.why()}")
+    why = server.why()
+    if "unable to find backend library" in why:
+        why += (
+            "\nthis Triton lacks backends that the repository was exported for: serve it in NVIDIA's container "
+            "tritonserver:24.10-py3, or name the folder of its backends with --backends"
+        )
+    raise ServerError(f"Triton ended while it was starting: {why}")
 
 
 def _is_ready(host: str, port: int, name: str, stack: str) -> bool:

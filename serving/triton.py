@@ -69,12 +69,15 @@ class Ports:
     metrics: int
 
 
-def find_triton() -> Triton:
+def find_triton(backends: Path | None = None) -> Triton:
     """Find the wheel's tritonserver and lay out its Python backend for the running interpreter.
 
+    Args:
+        backends: a folder of further backends, such as `fil` and `onnxruntime`, each a folder; the wheel has none.
+
     Raises:
-        ServerError: the wheel is not installed or has no stub for this Python, libpython is missing, or no folder for
-            the layout can be written.
+        ServerError: the wheel is not installed or has no stub for this Python, libpython is missing, there is no
+            backend in the folder, or no folder for the layout can be written.
     """
     spec = importlib.util.find_spec("pytriton")  # importing it would start loggers and pull half its dependencies
     if spec is None or spec.origin is None:
@@ -93,6 +96,7 @@ def find_triton() -> Triton:
 
     links = {f"backends/python/{path.name}": path for path in backend.iterdir() if path.is_file()}
     links[f"backends/python/{stub.name}"] = stub
+    links.update({f"backends/{folder.name}": folder for folder in _further(backends)})
     python_library = f"libpython{_PYTHON}.so.1.0"
     if python_library.encode() in stub.read_bytes():  # the stub for 3.13 brings its own
         links[f"lib/{python_library}"] = find_libpython(python_library)
@@ -107,6 +111,19 @@ def find_triton() -> Triton:
         python=Path(sys.executable).parent if in_venv else layout / "bin",
         start=Path(__file__).parent / "stub",
     )
+
+
+def _further(backends: Path | None) -> list[Path]:
+    if backends is None:
+        return []
+    backends = backends.absolute()
+    found = [library.parent for library in sorted(backends.glob("*/libtriton_*.so")) if library.parent.name != "python"]
+    if not found:
+        raise ServerError(
+            f"{backends} holds no Triton backend; it should be a folder such as /opt/tritonserver/backends, with "
+            "fil/libtriton_fil.so and onnxruntime/libtriton_onnxruntime.so in it"
+        )
+    return found
 
 
 def find_libpython(name: str) -> Path:

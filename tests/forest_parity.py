@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
+from tristage.columns import Column, Signature
+from tristage.export.check import run_placement
+from tristage.export.cut import cut
 from tristage.export.forest import Forest, ForestSet, read_forests
+from tristage.export.forest.native import add_checkpoint
 from tristage.export.forest.to_onnx import add_forests
 from tristage.export.onnx_graph import GraphBuilder
+from tristage.export.place import PlacedModel, Placement, Tensor
 
 Ask = Callable[[np.ndarray], Any]
 
@@ -59,6 +66,22 @@ def served(forests: ForestSet, rows: np.ndarray, groups: np.ndarray | None = Non
     return np.asarray(session.run(None, feeds)[0])
 
 
+def natively(forests: ForestSet, rows: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
+    """What the checkpoint for FIL answers, through Treelite's interpreter, and the graphs around it."""
+    with tempfile.TemporaryDirectory() as folder:
+        graph = GraphBuilder(fingerprints=False)
+        group = None if groups is None else graph.input("group", "int64", 1)
+        given = graph.input("rows", "float32", rows.shape[1])
+        answers = add_checkpoint(graph, given, forests, group, Path(folder), "f")
+        inputs = (Tensor("rows", "float32", rows.shape[1]), *([] if group is None else [Tensor("group", "int64", 1)]))
+        emitted = Tensor("out", "float32", forests.width)
+        made = graph.model([("out", answers, "float32", forests.width)])
+        model = PlacedModel("s_f", ("f",), made, inputs, (emitted,), {}, {"f": 0})
+        signature = Signature("s", 4096, (Column("rows", "float32"),), (Column("out", "float32"),))
+        feeds = {"rows": rows} if groups is None else {"rows": rows, "group": groups.reshape(-1, 1).astype(np.int64)}
+        return run_placement(cut(Placement(signature, (model,), Path(folder))), feeds)["out"]
+
+
 def agree(artifact: Any, every: list[np.ndarray], ask: Ask | None = None, margins: Ask | None = None) -> Forest:
     """Check a model against its own library, to 1e-6, on batches of rows; answers the converted forest.
 
@@ -80,11 +103,17 @@ def agree(artifact: Any, every: list[np.ndarray], ask: Ask | None = None, margin
             assert forest.margins is not None
             expected.append(forest.margins(rows))
         close(answers, np.concatenate(expected, axis=1))
+        close_in_float32(natively(forests, rows), answers)
         if len(rows) and ask is not None:
             close(answers[:, : forest.outputs], np.asarray(ask(rows)).reshape(len(rows), -1))
         if len(rows) and margins is not None:
             close(answers[:, forest.outputs :], np.asarray(margins(rows)).reshape(len(rows), -1))
     return forest
+
+
+def close_in_float32(answers: np.ndarray, expected: np.ndarray) -> None:
+    """Equal up to the rounding of sums in float32, which FIL computes in."""
+    np.testing.assert_allclose(answers, expected, atol=2e-6, rtol=1e-5)
 
 
 def close(answers: np.ndarray, expected: np.ndarray) -> None:

@@ -5,7 +5,8 @@ and Treelite's own on the CPU) and differ in what they take for granted. What is
 
 - one target; a column for each forest of a bag, target and class. Several targets end the server.
 - tree i adds to column i modulo the columns, as many trees in each: the GPU and the fast CPU engine count so.
-- one column, or three and more: the GPU refuses two.
+- one column, or three and more: the GPU refuses two. One is asked for as a probability, which FIL answers beside its
+  complement: alone it would come without its dimension, or with one that is declared end the server.
 - base scores of zero, folded into each column's first tree: unequal ones end the server.
 - no averaging: leaves are divided instead.
 - `x < threshold` and nothing else, in float32: mixed comparisons are mixed up silently, float64 is rounded.
@@ -45,14 +46,16 @@ class Merged:
 
     Attributes:
         model: the treelite.Model.
-        columns: columns of its answer that mean something; those after them are padding.
-        width: all columns of its answer.
+        columns: how many columns of its answer mean something; those after them are padding.
+        first: where they begin: of one alone FIL answers the complement before it.
+        width: all columns of FIL's answer.
         features: columns of a row, the group's number last where there are groups.
         probabilities: whether it answers sigmoids of margins; else margins.
     """
 
     model: Any
     columns: int
+    first: int
     width: int
     features: int
     probabilities: bool
@@ -126,7 +129,10 @@ def merge(forests: ForestSet) -> Merged:
     probabilities = ways <= {("sigmoid", 1.0, 1.0), ("multiclass_ova", 1.0, 1.0)} and averaged and not forests.margins
     features = first.features + (groups is not None)
     ordered = [padded[column][tree] for tree in range(most) for column in range(width)]
-    return Merged(_model(ordered, width, features, probabilities), columns, width, features, probabilities)
+    alone = width == 1
+    return Merged(
+        _model(ordered, width, features, probabilities), columns, int(alone), width + alone, features, probabilities
+    )
 
 
 def _columns(forest: Forest, classes: int) -> list[list[_Tree]]:

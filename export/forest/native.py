@@ -54,7 +54,8 @@ def _answers(graph: GraphBuilder, raw: str, forests: ForestSet, merged: Merged) 
     """Predictions, and margins where they are asked for, of the checkpoint's columns."""
     size = len(next(iter(forests.forests.values())))
     wide = merged.columns // size  # columns of each forest of a bag
-    bags = [graph.columns(raw, range(start, start + wide), merged.width) for start in range(0, merged.columns, wide)]
+    starts = range(merged.first, merged.first + merged.columns, wide)
+    bags = [graph.columns(raw, range(start, start + wide), merged.width) for start in starts]
     if merged.probabilities:
         return _mean(graph, bags)
     members = [[forests.forests[group, target] for target in forests.targets] for group in forests.groups]

@@ -16,8 +16,8 @@ from tristage.errors import ExportError
 from tristage.export.onnx_graph import GraphBuilder
 from tristage.export.place import PlacedModel, Placement, Tensor
 from tristage.export.repository import aside, check_place, write_models
-from tristage.export.targets import TARGETS
 from tristage.manifest import Manifest, check_files, checksums, read_manifest, write_manifest
+from tristage.targets import TARGETS
 
 SIGNATURE = Signature("s", 8, (Column("a", "float32"),), (Column("y", "float32"),))
 SOURCES = str(Path(tristage.__file__).parents[1])
