@@ -12,8 +12,10 @@ from dataclasses import replace
 import onnx
 from onnx import helper
 
+from tristage.errors import ArtifactError
 from tristage.export.onnx_graph import FOREST_DOMAIN, GraphBuilder, dtype_of
 from tristage.export.place import Checkpoint, PlacedModel, Placement, Tensor
+from tristage.export.release import for_release
 from tristage.export.split import Program, split
 from tristage.serving.program import ForestCall
 
@@ -28,7 +30,7 @@ def cut(placement: Placement) -> Placement:
     for model in placement.models:
         program = split(model.graph, _travels) if isinstance(model.graph, onnx.ModelProto) else None
         models += [model] if program is None else _parts(model, program, placement.signature.stack)
-    return replace(placement, models=tuple(map(_named, models)))
+    return replace(placement, models=tuple(map(_readable, models)))
 
 
 def _parts(model: PlacedModel, program: Program, stack: str) -> Iterator[PlacedModel]:
@@ -130,12 +132,21 @@ def _copies(copies: Names, model: PlacedModel) -> PlacedModel:
     )
 
 
-def _named(model: PlacedModel) -> PlacedModel:
-    """A model whose nodes all have names: ONNX Runtime 1.19 gives two that it fuses of nameless ones the same one."""
+def _readable(model: PlacedModel) -> PlacedModel:
+    """A model that ONNX Runtime 1.19 can run.
+
+    Its nodes all have names: two that it makes of nameless ones would get the same.
+
+    Raises:
+        ArtifactError: a step has what nothing there can stand for.
+    """
     if not isinstance(model.graph, onnx.ModelProto):
         return model
     graph = onnx.ModelProto()
-    graph.CopyFrom(model.graph)
+    try:
+        graph.CopyFrom(for_release(model.graph))
+    except ArtifactError as error:
+        raise ArtifactError(f"step {', '.join(model.steps) or model.name}: {error}") from error
     for number, node in enumerate(graph.graph.node):
         node.name = node.name or f"node{number}"
     return replace(model, graph=graph)
