@@ -147,17 +147,19 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Show what a model repository holds: columns, steps, sizes, versions."""
+    from tristage.export.config import devices, read_configs
     from tristage.manifest import MANIFEST, read_manifest
 
     manifest = read_manifest(repository)
     if as_json:
         typer.echo((repository / MANIFEST).read_text(encoding="utf-8").strip())
         return
-    table = Table("step", "Triton model", "MB", title=f"{manifest.stack}: {manifest.target}, {manifest.layout}")
-    for model in dict.fromkeys(manifest.models.values()):
+    title = f"{manifest.stack}: {manifest.target}, {manifest.layout}"
+    table = Table("step", "Triton model", "backend", "device", "MB", title=title)
+    for model, config in read_configs(repository, manifest.stack):
         size = sum(path.stat().st_size for path in (repository / model).rglob("*") if path.is_file())
         steps = [step for step, its in manifest.models.items() if its == model]
-        table.add_row(", ".join(steps), model, f"{size / 1e6:.1f}")
+        table.add_row(", ".join(steps), model, config.backend, devices(config), f"{size / 1e6:.1f}")
     out.print(table)
     columns = Table("column", "type", "", title=f"a row, at most {manifest.signature.max_batch} in a request")
     for column in manifest.signature.inputs:

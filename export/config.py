@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import onnx
 
 from tristage.columns import DTYPES, SIGNATURE_PARAMETER, Signature
+from tristage.errors import RepositoryError
 from tristage.export.place import Checkpoint, PlacedModel, Placement, Tensor
 from tristage.targets import Target
 
-__all__ = ["CHECKPOINT_FILE", "ensemble_config", "model_config"]
+__all__ = ["CHECKPOINT_FILE", "devices", "ensemble_config", "model_config", "read_configs"]
 
 CHECKPOINT_FILE = "checkpoint.tl"  # the one name that FIL looks for
 
@@ -101,6 +103,36 @@ def ensemble_config(placement: Placement) -> str:
         version_policy=pb.ModelVersionPolicy(latest=pb.ModelVersionPolicy.Latest(num_versions=1)),
     )
     return str(text_format.MessageToString(config))
+
+
+def read_configs(repository: Path, stack: str) -> list[tuple[str, Any]]:
+    """Every model of a repository and its configuration, in the order that the ensemble asks them.
+
+    Raises:
+        RepositoryError: a configuration is missing or damaged.
+    """
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2 as pb
+
+    def read(model: str) -> Any:
+        path = repository / model / "config.pbtxt"
+        try:
+            return text_format.Parse(path.read_text(encoding="utf-8"), pb.ModelConfig())
+        except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+            raise RepositoryError(f"{path} cannot be read ({error}); export the stack again") from error
+
+    return [(step.model_name, read(step.model_name)) for step in read(stack).ensemble_scheduling.step]
+
+
+def devices(config: Any) -> str:
+    """Where a model's instances are, such as "CPU" or "2 x GPU"."""
+    from tritonclient.grpc import model_config_pb2 as pb
+
+    groups = [
+        (group.count, pb.ModelInstanceGroup.Kind.Name(group.kind).removeprefix("KIND_"))
+        for group in config.instance_group
+    ]
+    return ", ".join(kind if count == 1 else f"{count} x {kind}" for count, kind in groups)
 
 
 def _step(pb: Any, model: PlacedModel, placement: Placement) -> Any:

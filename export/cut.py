@@ -13,7 +13,7 @@ import onnx
 from onnx import helper
 
 from tristage.errors import ArtifactError
-from tristage.export.onnx_graph import FOREST_DOMAIN, GraphBuilder, dtype_of
+from tristage.export.onnx_graph import FOREST_DOMAIN, GraphBuilder, dtype_of, onnx_type
 from tristage.export.place import Checkpoint, PlacedModel, Placement, Tensor
 from tristage.export.release import for_release
 from tristage.export.split import Program, split
@@ -49,7 +49,8 @@ def _parts(model: PlacedModel, program: Program, stack: str) -> Iterator[PlacedM
         stage, batch = stage + bool(batch), set()
         steps = tuple(step for step in model.steps if step in others and model.stages[step] == stage)
         label = str(stage) if len(model.steps) > 1 else "answers" if stage else "rows"
-        yield _graph(part, names, f"{model.name}__{label}", steps, model.on_gpu.intersection(steps))
+        own = replace(model, name=f"{model.name}__{label}", steps=steps, on_gpu=model.on_gpu.intersection(steps))
+        yield _graph(part, names, own)
     copies = {name: its for name, its in names.items() if len(its) > 1 and (name in forests or its[0] == name)}
     if copies:
         yield _copies(copies, model)
@@ -85,32 +86,34 @@ def _forest(node: onnx.NodeProto, names: Names, stack: str) -> PlacedModel:
     )
 
 
-def _graph(
-    part: onnx.ModelProto, names: Names, name: str, steps: tuple[str, ...], on_gpu: frozenset[str]
-) -> PlacedModel:
-    """A part whose inputs and outputs have the ensemble's names: renamed by nodes that copy, which cost nothing."""
-    inputs = [(value, names[value.name][0]) for value in part.graph.input]
-    outputs = [(value, its) for value in part.graph.output for its in names[value.name]]
-    before = [helper.make_node("Identity", [its], [value.name]) for value, its in inputs if its != value.name]
-    after = [helper.make_node("Identity", [value.name], [its]) for value, its in outputs]
+def _graph(part: onnx.ModelProto, names: Names, model: PlacedModel) -> PlacedModel:
+    """A part whose inputs and outputs have the ensemble's names: renamed by nodes that copy, which cost nothing.
+
+    Args:
+        part: the part.
+        names: what the ensemble calls its tensors.
+        model: the model that it is a part of, with the part's name and steps.
+    """
+    known = {tensor.name: tensor for tensor in (*model.inputs, *model.outputs)}
+    inputs = [(value.name, _tensor(value, names[value.name][0], known)) for value in part.graph.input]
+    outputs = [(value.name, _tensor(value, its, known)) for value in part.graph.output for its in names[value.name]]
+    before = [helper.make_node("Identity", [its.name], [name]) for name, its in inputs if its.name != name]
+    after = [helper.make_node("Identity", [name], [its.name]) for name, its in outputs]
     graph = helper.make_graph(
         [*before, *part.graph.node, *after],
         "graph",
-        [_called(value, its) for value, its in inputs],
-        [_called(value, its) for value, its in outputs],
+        [_value(its) for _, its in inputs],
+        [_value(its) for _, its in outputs],
         list(part.graph.initializer),
     )
-    model = helper.make_model(
-        graph, opset_imports=part.opset_import, ir_version=part.ir_version, producer_name=part.producer_name
-    )
-    return PlacedModel(
-        name=name,
-        steps=steps,
-        graph=model,
-        inputs=tuple(_tensor(value, its) for value, its in inputs),
-        outputs=tuple(_tensor(value, its) for value, its in outputs),
+    return replace(
+        model,
+        graph=helper.make_model(
+            graph, opset_imports=part.opset_import, ir_version=part.ir_version, producer_name=part.producer_name
+        ),
+        inputs=tuple(its for _, its in inputs),
+        outputs=tuple(its for _, its in outputs),
         columns={},
-        on_gpu=on_gpu,
     )
 
 
@@ -152,13 +155,11 @@ def _readable(model: PlacedModel) -> PlacedModel:
     return replace(model, graph=graph)
 
 
-def _called(value: onnx.ValueInfoProto, name: str) -> onnx.ValueInfoProto:
-    copy = onnx.ValueInfoProto()
-    copy.CopyFrom(value)
-    copy.name = name
-    return copy
+def _value(tensor: Tensor) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(tensor.name, onnx_type(tensor.dtype), ["rows", tensor.width])
 
 
-def _tensor(value: onnx.ValueInfoProto, name: str) -> Tensor:
+def _tensor(value: onnx.ValueInfoProto, name: str, known: Mapping[str, Tensor]) -> Tensor:
+    """The tensor that the ensemble calls `name`; as it is declared, or by its type."""
     kind = value.type.tensor_type
-    return Tensor(name, dtype_of(kind.elem_type), kind.shape.dim[1].dim_value)
+    return known.get(name) or Tensor(name, dtype_of(kind.elem_type), kind.shape.dim[1].dim_value)

@@ -63,17 +63,22 @@ def split(
     parts: list[onnx.ModelProto | ForestCall] = []
     for number, graph in enumerate(graphs):
         forests = [node for node in nodes if node.domain == FOREST_DOMAIN]
-        reading = [*forests, *(node for later in graphs[number + 1 :] for node in later)]
-        later = {name for node in reading for name in node_reads(node)} | set(outputs.values())
-        new = [name for node in graph for name in node.output if level[name] == number]
-        if graph:
-            parts.append(_part(model, graph, later.intersection(new), values))
+        later = {name for node in forests for name in node_reads(node)} | set(outputs.values())
+        later.update(*map(_asks, graphs[number + 1 :]))
+        given = later.intersection(name for node in graph for name in node.output if level[name] == number)
+        if given:
+            parts.append(_part(model, graph, given, values))
         for node in (node for node in forests if level[node.output[0]] == number + 1):
             file = next(a.s.decode() for a in node.attribute if a.name == "file")
             parts.append(
                 ForestCall(file, node.input[0], node.input[1] if len(node.input) > 1 else None, node.output[0])
             )
     return Program(tuple(parts), outputs)
+
+
+def _asks(nodes: Sequence[onnx.NodeProto]) -> set[str]:
+    """What nodes read that they do not make themselves."""
+    return {name for node in nodes for name in node_reads(node)} - {name for node in nodes for name in node.output}
 
 
 def _with_what_stays(
