@@ -59,6 +59,7 @@ def test_the_parts_answer_what_the_whole_does(tmp_path: Path) -> None:
 def test_what_the_parts_are(tmp_path: Path) -> None:
     models = cut(placement(tmp_path)).models
     assert [(model.name, model.steps) for model in models] == [
+        ("s_fused__0", ()),
         ("s_one", ("one",)),
         ("s_fused__1", ()),
         ("s_two", ("two",)),
