@@ -1,8 +1,7 @@
 """Forest engines on one core: XGBoost, ONNX Runtime, oneDAL and the engine of our own, on the same forests and rows.
 
 `python -m benchmarks.forests` from the repository's root trains 3,000 trees (once; a few minutes, kept in .cache),
-checks that all engines answer alike, measures, and writes results/forests.json and results/forests.md. oneDAL takes
-part where `.venv/bin/uv pip install --group bench` has put it there.
+checks that all engines answer alike, measures, and writes results/forests.json and results/forests.md.
 
 Times are CPU time of this process, pinned to one core and one thread, the least of many repeats: another program on
 the core then counts little. Compare ratios.
@@ -20,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import daal4py
 import numpy as np
 import onnxruntime
 import treelite
@@ -144,23 +144,17 @@ def engines(case: Case, folder: Path) -> dict[str, Prepare]:
     model = graph.model([("out", answers, "float32", len(bags))]).SerializeToString()
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
-    file = pack_forests(forests, folder)
-    assert file is not None, "tristage was installed without its forest engine"
-    engine = ForestEngine(folder / file)
+    (folder / "packed.forest").write_bytes(pack_forests(forests))
+    engine = ForestEngine(folder / "packed.forest")
     found: dict[str, Prepare] = {
         "xgboost": of_xgboost,
         "onnxruntime": lambda rows: lambda: session.run(None, {"rows": rows})[0],
     }
-    try:
-        import daal4py
-    except ImportError:
-        print("oneDAL takes no part: `.venv/bin/uv pip install --group bench` installs it")
-    else:
-        daal4py.daalinit(1)
-        converted = [[daal4py.mb.convert_model(forest.model) for forest in bag] for bag in bags]
-        found["onedal"] = lambda rows: (
-            lambda: _average([[model.predict_proba(rows)[:, 1] for model in bag] for bag in converted])
-        )
+    daal4py.daalinit(1)
+    converted = [[daal4py.mb.convert_model(forest.model) for forest in bag] for bag in bags]
+    found["onedal"] = lambda rows: (
+        lambda: _average([[model.predict_proba(rows)[:, 1] for model in bag] for bag in converted])
+    )
     return found | {"engine": lambda rows: lambda: engine.predict(rows)}
 
 

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tristage.errors import StackError
+from tristage.export.tuning.cli import engines_table, measure_forests, untuned_table
 from tristage.stack import ListInput, Stack
 from tristage.targets import TARGETS
 from tristage.terminal import console, out, stages
@@ -60,6 +61,9 @@ def export(
         list[str] | None,
         typer.Option(metavar="COLUMN=N", help="With --from-merlin: how long a raw list column may be; once for each."),
     ] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Measure the forest engines on this machine then, as `tristage tune` does.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
 ) -> None:
     """Turn trained artifacts into a Triton model repository.
@@ -93,11 +97,15 @@ def export(
             f"[yellow]{escape(_cost(fallback))}[/]",
             soft_wrap=True,
         )
+    tuned = measure_forests(made.path, trust=trust).tuned if tune else None
     if as_json:
         document = {"repository": str(made.path), "stack": made.manifest.stack, "notes": made.manifest.notes}
         fallbacks = [asdict(fallback) for fallback in made.fallbacks]
         typer.echo(
-            json.dumps({**document, "golden_rows": compared, "differences": differences, "fallbacks": fallbacks})
+            json.dumps(
+                {**document, "golden_rows": compared, "differences": differences, "fallbacks": fallbacks}
+                | ({} if tuned is None else {"tuned": asdict(tuned)})
+            )
         )
         return
     table = Table("step", "Triton model", "largest difference", title=f"{made.manifest.stack} -> {made.path}")
@@ -109,6 +117,8 @@ def export(
         if compared
         else "[yellow]No golden rows: unproven.[/]"
     )
+    if tuned is not None:
+        out.print(engines_table(tuned))
     trusting = " --trust" if made.fallbacks else ""
     console.print(f"{proof} Serve it: tristage serve {made.path} --cores 0{trusting}")
 
@@ -146,9 +156,10 @@ def inspect(
     repository: Annotated[Path, typer.Argument(help="The model repository.")] = Path("model_repository"),
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
-    """Show what a model repository holds: columns, steps, sizes, versions."""
+    """Show what a model repository holds: columns, steps, sizes, versions, and who answers its forests."""
     from tristage.export.config import devices, read_configs
     from tristage.manifest import MANIFEST, read_manifest
+    from tristage.serving.program_file import read_calls
 
     manifest = read_manifest(repository)
     if as_json:
@@ -161,6 +172,11 @@ def inspect(
         steps = [step for step, its in manifest.models.items() if its == model]
         table.add_row(", ".join(steps), model, config.backend, devices(config), f"{size / 1e6:.1f}")
     out.print(table)
+    calls = read_calls(repository, dict.fromkeys(manifest.models.values()))
+    if manifest.tuned is not None:
+        out.print(engines_table(manifest.tuned))
+    elif calls:
+        out.print(untuned_table(calls, repository))
     columns = Table("column", "type", "", title=f"a row, at most {manifest.signature.max_batch} in a request")
     for column in manifest.signature.inputs:
         kind = column.dtype if column.length is None else f"list of {column.dtype}"

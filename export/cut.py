@@ -17,7 +17,7 @@ from tristage.export.onnx_graph import FOREST_DOMAIN, GraphBuilder, dtype_of, on
 from tristage.export.place import Checkpoint, PlacedModel, Placement, Tensor
 from tristage.export.release import for_release
 from tristage.export.split import Program, split
-from tristage.serving.program import ForestCall
+from tristage.serving.program_file import ForestCall
 
 __all__ = ["cut"]
 

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tristage.columns import NULL_STRING
 from tristage.manifest import sha256
+from tristage.serving.program_file import Choice
 
 __all__ = ["FOREST_DOMAIN", "IR_VERSION", "OPSET", "GraphBuilder", "dtype_of", "node_reads", "onnx_type"]
 
@@ -23,7 +24,7 @@ OPSET = 20
 OPSET_ML = 3
 IR_VERSION = 10
 _PRODUCER = "tristage"
-FOREST_DOMAIN = "tristage"  # of the node that stands for a forest of the engine's
+FOREST_DOMAIN = "tristage"  # of the node that stands for a step's forests
 _LARGE = 1 << 20  # bytes; a larger array is written to a file as it is made
 _SCRATCH = "scratch-"
 
@@ -182,17 +183,20 @@ class GraphBuilder:
             "LabelEncoder", tensor, domain="ai.onnx.ml", **keys, values_int64s=values, default_int64=default
         )
 
-    def forest(self, file: str, rows: str, group: str | None, width: int) -> str:
-        """Ask a packed forest.
+    def forest(self, step: str, recipe: str, default: Choice, rows: str, group: str | None, width: int) -> str:
+        """Ask a step's forests; returns the answer's name.
 
         Args:
-            file: its name, beside the graph.
+            step: the step's name.
+            recipe: the file that names its trees.
+            default: the engine that answers, and its file.
             rows: its features, [rows, features] float32.
             group: the number of each row's group, [rows, 1] int64; None without groups.
-            width: columns of its answer.
+            width: columns of the answer.
         """
         given = (rows,) if group is None else (rows, group)
-        return self.add("Forest", *given, domain=FOREST_DOMAIN, file=file, width=width)
+        said = {"recipe": recipe, "engine": default.engine, "file": default.file}
+        return self.add("Forest", *given, domain=FOREST_DOMAIN, width=width, name=step, **said)
 
     def checkpoint(self, file: str, rows: str, features: int, width: int, name: str) -> str:
         """Ask a checkpoint of Triton's FIL backend.
@@ -204,7 +208,8 @@ class GraphBuilder:
             width: columns of its answer.
             name: the step that it belongs to.
         """
-        return self.add("Forest", rows, domain=FOREST_DOMAIN, file=file, features=features, width=width, name=name)
+        said = {"recipe": "", "engine": "fil", "file": file}
+        return self.add("Forest", rows, domain=FOREST_DOMAIN, features=features, width=width, name=name, **said)
 
     def string_is(self, tensor: str, value: str) -> str:
         """Where a string tensor equals a value, as booleans."""

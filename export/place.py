@@ -16,8 +16,8 @@ import onnx
 from tristage.columns import Column, Signature
 from tristage.errors import ArtifactError, StackError
 from tristage.export.forest import ForestSet
+from tristage.export.forest.engines import write_default
 from tristage.export.forest.native import add_checkpoint
-from tristage.export.forest.to_engine import pack_forests
 from tristage.export.forest.to_onnx import add_forests
 from tristage.export.lower import Feed, LoweredStack, LoweredStep, Mean, Source, Workflow
 from tristage.export.net import Net
@@ -287,7 +287,7 @@ def _graph(
                 text = step.feeds[1].dtype == "string"
                 positions = {str(g) if text else int(str(g)): number for number, g in enumerate(forests.groups)}
                 group = graph.label_encode(feeds["group"], positions, -1)
-            answers = _forests(graph, feeds["rows"], forests, group, tables, step.name if native else None)
+            answers = _forests(graph, feeds["rows"], forests, group, tables, step.name, native)
         case Net() as net:
             (answers,) = graph.embed(net.model, feeds)
             answers = graph.cast(answers, net.dtype, "float32")
@@ -303,19 +303,18 @@ def _graph(
 
 
 def _forests(
-    graph: GraphBuilder, rows: str, forests: ForestSet, group: str | None, tables: Path | None, native: str | None
+    graph: GraphBuilder, rows: str, forests: ForestSet, group: str | None, tables: Path | None, step: str, native: bool
 ) -> str:
-    """A step's forests: a checkpoint for FIL where the step is `native`, else packed for the engine, or as ONNX."""
-    if native is not None:
-        assert tables is not None
-        try:
-            return add_checkpoint(graph, rows, forests, group, tables, native)
-        except ArtifactError as error:
-            raise ArtifactError(f"step {native}: {error}") from error
-    file = None if tables is None else pack_forests(forests, tables)
-    if file is None:
+    """A step's forests: a checkpoint for FIL where they are `native`, else for the runner's engines; or ONNX nodes."""
+    if tables is None:
         return add_forests(graph, rows, forests, group)
-    return graph.forest(file, rows, group, forests.width)
+    if not native:
+        recipe, default = write_default(forests, tables)
+        return graph.forest(step, recipe, default, rows, group, forests.width)
+    try:
+        return add_checkpoint(graph, rows, forests, group, tables, step)
+    except ArtifactError as error:
+        raise ArtifactError(f"step {step}: {error}") from error
 
 
 def _feed(graph: GraphBuilder, feed: Feed, steps: Mapping[str, LoweredStep], ports: Mapping[str, list[_Port]]) -> str:

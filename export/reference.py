@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 
 from tristage.errors import ArtifactError
 from tristage.export.forest import ForestSet
-from tristage.export.forest.model import postprocessor_of
-from tristage.export.forest.postprocess import POSTPROCESSORS
 from tristage.export.lower import Feed, LoweredStack, LoweredStep, Mean, Source, Workflow
 from tristage.export.net import Net
 from tristage.serving.nvtabular import TransformFailed, at_serving_time, cut_lists, transform, values
@@ -94,25 +92,12 @@ def _source(source: Source, answers: Mapping[str, Mapping[str, NDArray[Any]]], f
 
 
 def _forests(forests: ForestSet, rows: NDArray[Any], group: NDArray[Any] | None) -> NDArray[Any]:
-    def answer(part: NDArray[Any], value: str | None) -> NDArray[Any]:
-        answers, margins = [], []
-        for bag in (forests.forests[value, target] for target in forests.targets):
-            if forests.margins or forests.average == "margins":
-                mean = np.mean([forest.margins(part) for forest in bag if forest.margins], axis=0)
-                margins.append(mean)
-            if forests.average == "margins" and len(bag) > 1:
-                name, *parameters = postprocessor_of(bag[0])
-                answers.append(POSTPROCESSORS[name].values(mean.astype(np.float64), *parameters))
-            else:
-                answers.append(np.mean([forest.predict(part) for forest in bag], axis=0))
-        return np.concatenate([*answers, *(margins if forests.margins else [])], axis=1, dtype=np.float32)
-
     if group is None:
-        return answer(rows, None)
+        return forests.answer(rows, None)
     result = np.full((len(rows), forests.width), np.nan, np.float32)
     chosen = np.array([str(value) for value in group[:, 0]])
     for value in forests.groups:
         members = chosen == value
         if members.any():
-            result[members] = answer(rows[members], value)
+            result[members] = forests.answer(rows[members], value)
     return result

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import onnx
@@ -18,11 +16,12 @@ from tristage.export.config import CHECKPOINT_FILE, ensemble_config, model_confi
 from tristage.export.place import Checkpoint, Placement
 from tristage.export.split import split
 from tristage.manifest import KEPT, MANIFEST
-from tristage.serving.program import PROGRAM_FILE, ForestCall
+from tristage.serving.forest.recipe import Recipe
+from tristage.serving.program_file import PROGRAM_FILE, ForestCall, ProgramFile
 from tristage.serving.workflow_file import WORKFLOW_FILE, WorkflowFile
 from tristage.targets import Target
 
-__all__ = ["aside", "check_place", "save_model", "write_models"]
+__all__ = ["aside", "check_place", "forest_files", "save_model", "write_models"]
 
 _RUNNER = "from tristage.serving.runner import TritonPythonModel  # noqa: F401\n"
 # what a repository's folder may hold without being one
@@ -129,16 +128,23 @@ def save_model(graph: onnx.ModelProto | WorkflowFile, folder: Path, tables: Path
     if program is None:
         _save_graph(graph, folder / "graph.onnx", tables)
         return
-    parts: list[dict[str, str | None]] = []
+    parts: list[str | ForestCall] = []
     for number, part in enumerate(program.parts):
         if isinstance(part, ForestCall):
-            _link(part.forest, folder, tables)
-            parts.append(asdict(part))
+            assert tables is not None
+            for name in forest_files(part, tables):
+                _link(name, folder, tables)
+            parts.append(part)
         else:
             _save_graph(part, folder / f"graph{number}.onnx", tables)
-            parts.append({"graph": f"graph{number}.onnx"})
-    document = json.dumps({"parts": parts, "named": program.outputs}, indent=1)
-    (folder / PROGRAM_FILE).write_text(document + "\n", encoding="utf-8")
+            parts.append(f"graph{number}.onnx")
+    (folder / PROGRAM_FILE).write_text(ProgramFile(tuple(parts), program.outputs).to_json(), encoding="utf-8")
+
+
+def forest_files(call: ForestCall, folder: Path) -> list[str]:
+    """The files of a folder that a forest needs: its engines', its recipe, and the trees that the recipe names."""
+    engines = [choice.file for choice in call.engines]
+    return list(dict.fromkeys([*engines, call.recipe, *Recipe.read(folder / call.recipe).files()]))
 
 
 def _save_graph(graph: onnx.ModelProto, path: Path, tables: Path | None) -> None:

@@ -1,4 +1,4 @@
-"""A graph with forests in it -> a program: ONNX graphs, and between them the forests that the engine answers.
+"""A graph with forests in it -> a program: ONNX graphs, and between them the forests that engines answer.
 
 In a graph a forest is a node `tristage.Forest` of columns [rows, features] and, where groups have forests of their own,
 their numbers [rows, 1]. ONNX Runtime knows no such node, so the graph is cut there: what needs no forest's answer comes
@@ -15,7 +15,7 @@ from onnx import helper
 
 from tristage.errors import ArtifactError
 from tristage.export.onnx_graph import FOREST_DOMAIN, node_reads
-from tristage.serving.program import ForestCall
+from tristage.serving.program_file import Choice, ForestCall
 
 __all__ = ["Program", "split"]
 
@@ -69,9 +69,11 @@ def split(
         if given:
             parts.append(_part(model, graph, given, values))
         for node in (node for node in forests if level[node.output[0]] == number + 1):
-            file = next(a.s.decode() for a in node.attribute if a.name == "file")
+            said = {a.name: a.s.decode() for a in node.attribute}
+            rows, *group = node.input
+            engines = (Choice(None, said["engine"], said["file"]),)
             parts.append(
-                ForestCall(file, node.input[0], node.input[1] if len(node.input) > 1 else None, node.output[0])
+                ForestCall(node.name, said["recipe"], rows, group[0] if group else None, node.output[0], engines)
             )
     return Program(tuple(parts), outputs)
 

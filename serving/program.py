@@ -1,8 +1,7 @@
-"""A program: ONNX graphs and packed forests, evaluated one after the other; see `tristage.export.split`."""
+"""A program: ONNX graphs and forests, evaluated one after the other; see `tristage.export.split`."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,33 +10,50 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tristage.serving.forest import ForestEngine, ForestError
+from tristage.serving.forest import ForestError, OpenForest, open_forest
 from tristage.serving.graph import Graph, GraphError, Tensor
+from tristage.serving.program_file import PROGRAM_FILE, ForestCall, ProgramFile
 
-__all__ = ["PROGRAM_FILE", "ForestCall", "Program"]
+__all__ = ["Program"]
 
-PROGRAM_FILE = "program.json"
 Tensors = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class ForestCall:
-    """A forest that is asked between two graphs.
+class Asked:
+    """A step's forests, opened by every engine that answers them.
 
     Attributes:
-        forest: the packed forest's file.
-        rows: the tensor that it reads.
-        group: the tensor of the rows' groups; None without groups.
-        output: the tensor that it makes.
+        call: what is read and made.
+        engines: (the most rows that it answers, the engine), fewest rows first; the last answers any number.
     """
 
-    forest: str
-    rows: str
-    group: str | None
-    output: str
+    call: ForestCall
+    engines: tuple[tuple[int | None, OpenForest], ...]
+
+    @classmethod
+    def open(cls, folder: Path, call: ForestCall, threads: int) -> Asked:
+        """Open a call's engines, each once.
+
+        Raises:
+            ForestError: one is not installed, or cannot open its file.
+        """
+        opened: dict[tuple[str, str], OpenForest] = {}
+        for choice in call.engines:
+            key = (choice.engine, choice.file)
+            if key not in opened:
+                opened[key] = open_forest(choice.engine, folder / choice.file, threads)
+        return cls(call, tuple((choice.rows, opened[choice.engine, choice.file]) for choice in call.engines))
+
+    def predict(self, known: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """Ask the engine that is chosen for so many rows; raises ForestError."""
+        rows = known[self.call.rows]
+        group = None if self.call.group is None else known[self.call.group].reshape(-1)
+        engine = next(engine for most, engine in self.engines if most is None or len(rows) <= most)
+        return engine.predict(rows, group)
 
 
-Part = Graph | tuple[ForestEngine, ForestCall]
+Part = Graph | Asked
 
 
 @dataclass(frozen=True)
@@ -64,16 +80,13 @@ class Program:
             GraphError: a file is missing, damaged, or cannot be run here.
         """
         file = folder / PROGRAM_FILE
-        parts: list[Part] = []
         try:
-            said = json.loads(file.read_text(encoding="utf-8"))
-            for part in said["parts"]:
-                if "graph" in part:
-                    parts.append(Graph.open(folder / part["graph"], threads))
-                else:
-                    call = ForestCall(**part)
-                    parts.append((ForestEngine(folder / call.forest), call))
-            return cls(*_sides(parts, said["named"]), tuple(parts), dict(said["named"]))
+            said = ProgramFile.read(file)
+            parts = [
+                Graph.open(folder / part, threads) if isinstance(part, str) else Asked.open(folder, part, threads)
+                for part in said.parts
+            ]
+            return cls(*_sides(parts, said.named), tuple(parts), said.named)
         except ForestError as error:
             raise GraphError(str(error)) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -83,6 +96,26 @@ class Program:
 
     def run(self, tensors: Mapping[str, NDArray[Any]]) -> Tensors:
         """Evaluate the program; arguments, answers and errors are those of `Graph.run`."""
+        given = self._check(tensors)
+        if not any(map(len, given.values())):
+            return {tensor.name: np.empty((0, tensor.width), tensor.dtype) for tensor in self.outputs}
+        known = self.tensors(given)
+        return {name: known[tensor] for name, tensor in self.named.items()}
+
+    def tensors(self, tensors: Mapping[str, NDArray[Any]]) -> Tensors:
+        """Every tensor between its parts, by name; arguments and errors are those of `run`, of one row at least."""
+        known = self._check(tensors)
+        for part in self.parts:
+            if isinstance(part, Graph):
+                known.update(part.run(known))
+                continue
+            try:
+                known[part.call.output] = part.predict(known)
+            except ForestError as error:
+                raise GraphError(f"the forest of step {part.call.step} cannot be evaluated: {error}") from error
+        return known
+
+    def _check(self, tensors: Mapping[str, NDArray[Any]]) -> Tensors:
         known: Tensors = {}
         for tensor in self.inputs:
             if tensor.name not in tensors:
@@ -90,19 +123,7 @@ class Program:
             known[tensor.name] = tensors[tensor.name]
             if known[tensor.name].dtype != tensor.dtype:
                 raise GraphError(f"input {tensor.name} must be {tensor.dtype}, not {known[tensor.name].dtype}")
-        if not any(map(len, known.values())):
-            return {tensor.name: np.empty((0, tensor.width), tensor.dtype) for tensor in self.outputs}
-        for part in self.parts:
-            if isinstance(part, Graph):
-                known.update(part.run(known))
-                continue
-            engine, call = part
-            group = None if call.group is None else known[call.group].reshape(-1)
-            try:
-                known[call.output] = engine.predict(known[call.rows], group)
-            except ForestError as error:
-                raise GraphError(f"the forest cannot be evaluated: {error}") from error
-        return {name: known[tensor] for name, tensor in self.named.items()}
+        return known
 
 
 def _sides(parts: Sequence[Part], named: Mapping[str, str]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -113,7 +134,7 @@ def _sides(parts: Sequence[Part], named: Mapping[str, str]) -> tuple[tuple[Tenso
         if isinstance(part, Graph):
             reads, makes = part.inputs, part.outputs
         else:
-            engine, call = part
+            call, engine = part.call, part.engines[-1][1]
             reads = (Tensor(call.rows, "TYPE_FP32", np.dtype(np.float32), engine.features),)
             if call.group is not None:
                 reads += (Tensor(call.group, "TYPE_INT64", np.dtype(np.int64), 1),)

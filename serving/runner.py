@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from tristage.errors import RepositoryError
 from tristage.serving.graph import Graph, GraphError, Tensor, decode
 from tristage.serving.interpreted import Interpreter
-from tristage.serving.program import PROGRAM_FILE, Program
+from tristage.serving.program import Program
+from tristage.serving.program_file import PROGRAM_FILE
 from tristage.serving.workflow_file import TRUST, WORKFLOW_FILE, WorkflowFile
 
 __all__ = ["TritonPythonModel"]

@@ -11,6 +11,7 @@ from typing import Any
 
 from tristage.columns import Signature
 from tristage.errors import RepositoryError
+from tristage.tuning import Tuning
 
 __all__ = [
     "GOLDEN",
@@ -43,6 +44,7 @@ class Manifest:
         versions: library -> version that read the artifacts and wrote the repository.
         files: POSIX path relative to the repository -> SHA-256 in hexadecimal; every file but the manifest and README.
         notes: what the exporter wants known, one sentence each.
+        tuned: how fast each engine answers each forest step, as `tristage tune` measured; None before.
     """
 
     stack: str
@@ -53,6 +55,7 @@ class Manifest:
     versions: Mapping[str, str]
     files: Mapping[str, str]
     notes: tuple[str, ...] = field(default=())
+    tuned: Tuning | None = None
 
 
 def write_manifest(repository: Path, manifest: Manifest) -> None:
@@ -92,6 +95,7 @@ def read_manifest(repository: Path) -> Manifest:
             versions=dict(document["versions"]),
             files=dict(document["files"]),
             notes=tuple(document["notes"]),
+            tuned=None if document["tuned"] is None else Tuning.of(document["tuned"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise RepositoryError(f"{path} is incomplete ({error!r}); export the stack again") from error

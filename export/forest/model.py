@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tristage.errors import ArtifactError, StackError
+from tristage.serving.forest.postprocess import POSTPROCESS
 
 __all__ = ["Answer", "Forest", "ForestConverter", "ForestSet", "answers_of", "check_path", "postprocessor_of"]
 
@@ -36,6 +37,9 @@ class Forest:
             random forest, which averages its trees' answers.
         categories: how a number becomes the category that a categorical split looks for: "floor" of what is not
             negative (XGBoost), "trunc" towards zero (LightGBM), or "exact", so that a fraction is no category.
+        booster: the xgboost.Booster that answers, with no tree that doesn't; None for another library.
+        codes: where it was trained on a DataFrame's categories: feature -> their values, in the order of the booster's
+            codes.
     """
 
     model: Any
@@ -46,6 +50,8 @@ class Forest:
     predict: Answer
     margins: Answer | None
     categories: Literal["floor", "trunc", "exact"] = "exact"
+    booster: Any = None
+    codes: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def margin_columns(self) -> int:
@@ -147,6 +153,20 @@ class ForestSet:
     def all(self) -> list[Forest]:
         """Every forest, in the order of groups, targets and bags."""
         return [forest for group in self.groups for target in self.targets for forest in self.forests[group, target]]
+
+    def answer(self, rows: NDArray[Any], group: str | None) -> NDArray[np.float32]:
+        """What the training libraries answer for rows of one group, [rows, width]."""
+        answers, margins = [], []
+        for bag in (self.forests[group, target] for target in self.targets):
+            if self.margins or self.average == "margins":
+                mean = np.mean([forest.margins(rows) for forest in bag if forest.margins], axis=0)
+                margins.append(mean)
+            if self.average == "margins" and len(bag) > 1:
+                name, *parameters = postprocessor_of(bag[0])
+                answers.append(POSTPROCESS[name](mean.astype(np.float64), *parameters))
+            else:
+                answers.append(np.mean([forest.predict(rows) for forest in bag], axis=0))
+        return np.concatenate([*answers, *(margins if self.margins else [])], axis=1, dtype=np.float32)
 
 
 def postprocessor_of(forest: Forest) -> tuple[str, float, float]:

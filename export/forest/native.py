@@ -89,7 +89,7 @@ def _predictions(graph: GraphBuilder, margins: str, members: Sequence[Sequence[F
 
 def _one(graph: GraphBuilder, margins: str, way: tuple[str, float, float]) -> str:
     name, alpha, ratio = way
-    return POSTPROCESSORS[name].nodes(graph, margins, alpha, ratio)
+    return POSTPROCESSORS[name](graph, margins, alpha, ratio)
 
 
 def _mean(graph: GraphBuilder, tensors: Sequence[str]) -> str:

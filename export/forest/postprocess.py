@@ -1,71 +1,37 @@
-"""How margins become answers: every postprocessor as ONNX nodes, and in NumPy for the mean of a bag's margins."""
+"""How margins become answers, as ONNX nodes; the same in NumPy is `tristage.serving.forest.postprocess`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tristage.export.onnx_graph import GraphBuilder
 
-__all__ = ["POSTPROCESSORS", "Postprocessor"]
+__all__ = ["POSTPROCESSORS"]
 
-
-@dataclass(frozen=True)
-class Postprocessor:
-    """One way from margins [rows, n] to answers [rows, n], or [rows, 1] for labels.
-
-    Attributes:
-        nodes: (graph, margins' tensor, sigmoid's alpha, isolation ratio's c) -> the answers' tensor.
-        values: the same in NumPy, on float64.
-    """
-
-    nodes: Callable[[GraphBuilder, str, float, float], str]
-    values: Callable[[NDArray[Any], float, float], NDArray[Any]]
+# (graph, margins' tensor [rows, n], sigmoid's alpha, isolation ratio's c) -> the answers' tensor
+Nodes = Callable[[GraphBuilder, str, float, float], str]
 
 
 def _times(graph: GraphBuilder, tensor: str, factor: float) -> str:
     return tensor if factor == 1 else graph.add("Mul", tensor, graph.scalar(factor, "float32"))
 
 
-def _softmax(x: NDArray[Any], *_: float) -> NDArray[Any]:
-    powers = np.exp(x - x.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+def _sigmoid(graph: GraphBuilder, margins: str, alpha: float, ratio: float) -> str:
+    return graph.add("Sigmoid", _times(graph, margins, alpha))
 
 
-_IDENTITY = Postprocessor(lambda graph, x, a, c: x, lambda x, a, c: x)
-_SIGMOID = Postprocessor(
-    lambda graph, x, a, c: graph.add("Sigmoid", _times(graph, x, a)),
-    lambda x, a, c: np.asarray(1 / (1 + np.exp(-a * x))),
-)
-
-# Treelite's names; argmax, which answers the label of the largest margin, is ours
-POSTPROCESSORS = {
-    "identity": _IDENTITY,
-    "identity_multiclass": _IDENTITY,
-    "sigmoid": _SIGMOID,
-    "multiclass_ova": _SIGMOID,
-    "softmax": Postprocessor(lambda graph, x, a, c: graph.add("Softmax", x, axis=1), _softmax),
-    "exponential": Postprocessor(lambda graph, x, a, c: graph.add("Exp", x), lambda x, a, c: np.asarray(np.exp(x))),
-    "logarithm_one_plus_exp": Postprocessor(
-        lambda graph, x, a, c: graph.add("Softplus", x), lambda x, a, c: np.asarray(np.logaddexp(0, x))
-    ),
-    "signed_square": Postprocessor(
-        lambda graph, x, a, c: graph.add("Mul", x, graph.add("Abs", x)), lambda x, a, c: np.asarray(x * np.abs(x))
-    ),
-    "exponential_standard_ratio": Postprocessor(
-        lambda graph, x, a, c: graph.add("Exp", _times(graph, x, -np.log(2) / c)),
-        lambda x, a, c: np.asarray(np.exp2(-x / c)),
-    ),
-    "hinge": Postprocessor(
-        lambda graph, x, a, c: graph.cast(graph.add("Greater", x, graph.scalar(0, "float32")), "bool", "float32"),
-        lambda x, a, c: np.asarray(x > 0, np.float64),
-    ),
-    "argmax": Postprocessor(
-        lambda graph, x, a, c: graph.cast(graph.add("ArgMax", x, axis=1, keepdims=1), "int64", "float32"),
-        lambda x, a, c: np.asarray(x.argmax(axis=1, keepdims=True), np.float64),
-    ),
+POSTPROCESSORS: dict[str, Nodes] = {
+    "identity": lambda graph, x, a, c: x,
+    "identity_multiclass": lambda graph, x, a, c: x,
+    "sigmoid": _sigmoid,
+    "multiclass_ova": _sigmoid,
+    "softmax": lambda graph, x, a, c: graph.add("Softmax", x, axis=1),
+    "exponential": lambda graph, x, a, c: graph.add("Exp", x),
+    "logarithm_one_plus_exp": lambda graph, x, a, c: graph.add("Softplus", x),
+    "signed_square": lambda graph, x, a, c: graph.add("Mul", x, graph.add("Abs", x)),
+    "exponential_standard_ratio": lambda graph, x, a, c: graph.add("Exp", _times(graph, x, -np.log(2) / c)),
+    "hinge": lambda graph, x, a, c: graph.cast(graph.add("Greater", x, graph.scalar(0, "float32")), "bool", "float32"),
+    "argmax": lambda graph, x, a, c: graph.cast(graph.add("ArgMax", x, axis=1, keepdims=1), "int64", "float32"),
 }

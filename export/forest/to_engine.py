@@ -6,12 +6,10 @@ bytes.
 
 from __future__ import annotations
 
-import hashlib
 import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +20,7 @@ from tristage.export.forest.engine_nodes import EngineRefusal, Tree, join, read_
 from tristage.export.forest.model import ForestSet
 from tristage.serving.forest import available
 
-__all__ = ["EngineRefusal", "Member", "members", "pack", "pack_forests"]
+__all__ = ["EngineRefusal", "Member", "members", "pack", "pack_forests", "slots_of"]
 
 GROUP = np.dtype([(name, "<u4") for name in ("slot", "slots", "forest", "forests")])
 FOREST = np.dtype(
@@ -68,22 +66,22 @@ def members(forests: ForestSet) -> list[Member]:
     ]
 
 
-def pack_forests(forests: ForestSet, folder: Path) -> str | None:
-    """Pack a step's forests into a file of a folder, whose name tells its content.
+def pack_forests(forests: ForestSet) -> bytes:
+    """Pack a step's forests.
 
-    Returns:
-        The file's name; None where the engine isn't installed, or cannot take them.
+    Raises:
+        EngineRefusal: the engine isn't installed, or cannot take them.
     """
-    plain = all(forest.postprocessor == _postprocessor_name(forest.model) for forest in forests.all())
-    if not available() or not plain or forests.margins or forests.average != "predictions":
-        return None
-    try:
-        packed = pack(members(forests), forests.all()[0].features)
-    except EngineRefusal:
-        return None
-    name = f"forest-{hashlib.sha256(packed).hexdigest()[:16]}.bin"
-    (folder / name).write_bytes(packed)
-    return name
+    if not available():
+        raise EngineRefusal("tristage was installed without its forest engine; install it where there is a C compiler")
+    if forests.margins:
+        raise EngineRefusal("the engine answers no margins")
+    if forests.average != "predictions":
+        raise EngineRefusal("the engine averages predictions, not margins")
+    for forest in forests.all():
+        if forest.postprocessor != _postprocessor_name(forest.model):
+            raise EngineRefusal(f"the engine knows no postprocessor {forest.postprocessor}")
+    return pack(members(forests), forests.all()[0].features)
 
 
 def pack(forests: Sequence[Member], features: int) -> bytes:
@@ -112,7 +110,7 @@ def pack(forests: Sequence[Member], features: int) -> bytes:
         if not group["forests"]:
             group["slot"], group["forest"] = len(slots), number
         own = read_trees(member.model, len(slots))
-        added = _slots(member.model, [tree.slot - len(slots) for tree in own])
+        added = slots_of(member.model, [tree.slot - len(slots) for tree in own])
         place = len(slots) - group["slot"]
         table[number] = (place, len(added), member.output, *_postprocessor(member.model), member.weight)
         trees += own
@@ -137,7 +135,7 @@ def _whole_lines(section: NDArray[Any]) -> bytes:
     return data + b"\0" * (-len(data) % 64)
 
 
-def _slots(model: Any, classes: Sequence[int]) -> list[tuple[Any, ...]]:
+def slots_of(model: Any, classes: Sequence[int]) -> list[tuple[Any, ...]]:
     """A slot for each class of a model whose trees are of `classes`; where the trees lie is left open."""
     header = model.get_header_accessor()
     width = int(header.get_field("num_class")[0])

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
+import onnx
 
 from tristage.errors import ArtifactError
+from tristage.export.forest.engine_nodes import EngineRefusal
 from tristage.export.forest.model import Forest, ForestSet, postprocessor_of
 from tristage.export.forest.postprocess import POSTPROCESSORS
-from tristage.export.forest.trees import LARGEST_CATEGORY, tree_attributes
+from tristage.export.forest.trees import LARGEST_CATEGORY, join_attributes, tree_attributes
 from tristage.export.onnx_graph import GraphBuilder
 
-__all__ = ["add_forest", "add_forests", "check_forest"]
+__all__ = ["add_forest", "add_forests", "check_forest", "forests_model"]
 
 
 def add_forests(graph: GraphBuilder, rows: str, forests: ForestSet, group: str | None) -> str:
@@ -48,11 +51,33 @@ def add_forests(graph: GraphBuilder, rows: str, forests: ForestSet, group: str |
     return answers
 
 
-def _targets(graph: GraphBuilder, rows: str, forests: ForestSet, group: str | None) -> str:
+def forests_model(forests: ForestSet, *, one_node: bool = False) -> onnx.ModelProto:
+    """A step's forests as a model of their own, of input `rows` and an output for each group, in their order.
+
+    Args:
+        forests: the step's forests.
+        one_node: whether all trees of a group are in one TreeEnsembleRegressor, rather than each forest's in its own.
+
+    Raises:
+        EngineRefusal: `one_node`, and some forests are of float32, others of float64.
+    """
+    graph = GraphBuilder()
+    rows = graph.input("rows", "float32", forests.all()[0].features)
+    return graph.model(
+        [
+            (f"group{number}", _targets(graph, rows, forests, group, one_node=one_node), "float32", forests.width)
+            for number, group in enumerate(forests.groups)
+        ]
+    )
+
+
+def _targets(graph: GraphBuilder, rows: str, forests: ForestSet, group: str | None, *, one_node: bool = False) -> str:
     answers, margins = [], []
-    for target in forests.targets:
-        bag = forests.forests[group, target]
-        each = [add_forest(graph, rows, forest) for forest in bag]
+    bags = [forests.forests[group, target] for target in forests.targets]
+    every = [forest for bag in bags for forest in bag]
+    sums = iter(_together(graph, rows, every) if one_node else [add_forest(graph, rows, forest) for forest in every])
+    for bag in bags:
+        each = [next(sums) for _ in bag]
         mean = _mean(graph, each)
         margins.append(mean)
         if forests.average == "margins":
@@ -64,13 +89,30 @@ def _targets(graph: GraphBuilder, rows: str, forests: ForestSet, group: str | No
     return graph.concat([*answers, *(margins if forests.margins else [])])
 
 
+def _together(graph: GraphBuilder, rows: str, forests: Sequence[Forest]) -> list[str]:
+    """The margins of each forest, from one node that has the trees of all."""
+    if len({forest.model.input_type for forest in forests}) > 1:
+        raise EngineRefusal("some of its forests compare in float32, others in float64")
+    widths = [forest.margin_columns for forest in forests]
+    sums = graph.add(
+        "TreeEnsembleRegressor",
+        graph.cast(rows, "float32", forests[0].model.input_type),
+        domain="ai.onnx.ml",
+        n_targets=sum(widths),
+        post_transform="NONE",
+        **join_attributes([tree_attributes(forest) for forest in forests], widths),
+    )
+    starts = np.cumsum([0, *widths]).tolist()
+    return [graph.columns(sums, range(*span), sum(widths)) for span in itertools.pairwise(starts)]
+
+
 def _mean(graph: GraphBuilder, tensors: Sequence[str]) -> str:
     return tensors[0] if len(tensors) == 1 else graph.add("Mean", *tensors)
 
 
 def _postprocess(graph: GraphBuilder, margins: str, forest: Forest) -> str:
     name, alpha, ratio = postprocessor_of(forest)
-    return POSTPROCESSORS[name].nodes(graph, margins, alpha, ratio)
+    return POSTPROCESSORS[name](graph, margins, alpha, ratio)
 
 
 def check_forest(forest: Forest, what: str) -> None:

@@ -11,6 +11,7 @@ a node of its own whose test always holds.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from onnx import numpy_helper
 
 from tristage.export.forest.model import Forest
 
-__all__ = ["LARGEST_CATEGORY", "edges", "tree_attributes"]
+__all__ = ["LARGEST_CATEGORY", "edges", "join_attributes", "tree_attributes"]
 
 LARGEST_CATEGORY = 2**24 - 1  # float32 tells whole numbers apart up to here
 
@@ -89,6 +90,30 @@ def tree_attributes(forest: Forest) -> dict[str, Any]:
         else:
             attributes[name] = values.astype(np.float32).tolist()
     return attributes
+
+
+def join_attributes(parts: Sequence[dict[str, Any]], widths: Sequence[int]) -> dict[str, Any]:
+    """The attributes of several forests as one's, whose outputs lie side by side.
+
+    Args:
+        parts: what `tree_attributes` says of each; all of one dtype.
+        widths: outputs of each.
+    """
+    trees = np.cumsum([0, *(max(part["nodes_treeids"]) + 1 for part in parts)]).tolist()
+    outputs = np.cumsum([0, *widths]).tolist()
+    joined: dict[str, Any] = {}
+    for name in parts[0]:
+        if name.endswith("_as_tensor"):
+            values = np.concatenate([numpy_helper.to_array(part[name]) for part in parts])
+            joined[name] = numpy_helper.from_array(values, name.removesuffix("_as_tensor"))
+            continue
+        shifts = trees if name.endswith("treeids") else outputs if name == "target_ids" else None
+        joined[name] = [
+            value if shifts is None else value + shifts[number]
+            for number, part in enumerate(parts)
+            for value in part[name]
+        ]
+    return joined
 
 
 def _shares(header: Any, targets: NDArray[Any], classes: NDArray[Any], starts: NDArray[Any]) -> NDArray[np.float64]:

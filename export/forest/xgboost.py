@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from tristage.errors import ArtifactError
 from tristage.export.forest.model import Forest, ForestConverter, answers_of
 from tristage.export.forest.recode import check_values, recode
+from tristage.serving.forest.xgboost import encode
 
-__all__ = ["XGBOOST"]
+__all__ = ["XGBOOST", "of_booster", "read_booster"]
 
 
 def convert(artifact: Any, what: str) -> Forest:
@@ -29,12 +30,10 @@ def convert(artifact: Any, what: str) -> Forest:
         ArtifactError: the file is missing or not XGBoost's, or the model is not fitted, is linear, takes another value
             than NaN for missing, or has categories that are no whole numbers.
     """
-    import scipy.special
-    import treelite
     import xgboost
 
     if isinstance(artifact, Path):
-        booster = _read(artifact, what)
+        booster = read_booster(artifact, what)
         said = booster.attr("scikit_learn")  # a wrapper's file says so
         wrapped = said is not None
         classifier = wrapped and json.loads(said).get("_estimator_type") == "classifier"
@@ -42,13 +41,32 @@ def convert(artifact: Any, what: str) -> Forest:
         booster = _booster(artifact, what)
         wrapped = isinstance(artifact, xgboost.XGBModel)
         classifier = isinstance(artifact, xgboost.XGBClassifier)
-    config = json.loads(booster.save_config())["learner"]
-    name = config["gradient_booster"]["name"]
-    if name not in ("gbtree", "dart"):
-        raise ArtifactError(f"{what}: it is a {name} model, not trees; only gbtree and dart models are converted")
     best = booster.attr("best_iteration")
     if wrapped and best is not None:
         booster = booster[: int(best) + 1]
+    softmax = _config(booster)["objective"]["name"] == "multi:softmax"
+    return of_booster(booster, labels=softmax and not classifier, what=what)
+
+
+def of_booster(booster: Any, *, labels: bool, what: str) -> Forest:
+    """A Booster all of whose trees answer, as a forest.
+
+    Args:
+        booster: the xgboost.Booster.
+        labels: whether it answers labels of multi:softmax, not their probabilities.
+        what: what it is called in messages.
+
+    Raises:
+        ArtifactError: it is linear, or has categories that are no whole numbers.
+    """
+    import scipy.special
+    import treelite
+    import xgboost
+
+    config = _config(booster)
+    name = config["gradient_booster"]["name"]
+    if name not in ("gbtree", "dart"):
+        raise ArtifactError(f"{what}: it is a {name} model, not trees; only gbtree and dart models are converted")
     document, categories = _categories(booster)
     names = booster.feature_names
     check_values(categories, names or [str(number) for number in range(booster.num_features())], what)
@@ -62,12 +80,11 @@ def convert(artifact: Any, what: str) -> Forest:
     recode(model, categories)
     margins = int(np.sum(model.get_header_accessor().get_field("num_class")))
     softmax = config["objective"]["name"] == "multi:softmax"
-    labels = softmax and not classifier
     outputs = 1 if labels else margins
     library = f"XGBoost {xgboost.__version__}"
 
     def ask(rows: NDArray[Any], kind: str) -> Any:
-        codes = _encode(rows, categories)
+        codes = encode(rows, categories)
         return booster.inplace_predict(codes, validate_features=False, predict_type=kind)
 
     def predict(rows: NDArray[Any]) -> Any:
@@ -83,10 +100,17 @@ def convert(artifact: Any, what: str) -> Forest:
         predict=answers_of(what, library, predict, outputs),
         margins=answers_of(what, library, lambda rows: ask(rows, "margin"), margins),
         categories="exact" if categories else "floor",
+        booster=booster,
+        codes={feature: tuple(map(int, values)) for feature, values in categories.items()},
     )
 
 
-def _read(path: Path, what: str) -> Any:
+def _config(booster: Any) -> Any:
+    return json.loads(booster.save_config())["learner"]
+
+
+def read_booster(path: Path, what: str) -> Any:
+    """Read a file that XGBoost wrote; raises an ArtifactError where it cannot."""
     import xgboost
 
     booster = xgboost.Booster()
@@ -139,24 +163,6 @@ def _values(entry: Mapping[str, Any]) -> list[Any]:
         text[start:end].decode(errors="replace")
         for start, end in zip(entry["offsets"], entry["offsets"][1:], strict=False)
     ]
-
-
-def _encode(rows: NDArray[Any], categories: Mapping[int, Sequence[int]]) -> NDArray[Any]:
-    """Values replaced by codes; what is no category gets a code that no tree knows, where a DataFrame would be refused.
-
-    XGBoost looks categories up in a DataFrame only, and raises for one that training never saw.
-    """
-    if not categories:
-        return rows
-    coded = rows.copy()
-    for feature, values in categories.items():
-        order = np.argsort(values)
-        sorted_values = np.asarray(values, np.float32)[order]
-        place = np.minimum(np.searchsorted(sorted_values, rows[:, feature]), len(values) - 1)
-        known = sorted_values[place] == rows[:, feature]
-        coded[:, feature] = np.where(known, order[place], len(values))
-        coded[np.isnan(rows[:, feature]), feature] = np.nan
-    return coded
 
 
 XGBOOST = ForestConverter(name="XGBoost", suffixes=(".ubj", ".json"), modules=("xgboost",), convert=convert)

@@ -1,4 +1,4 @@
-"""Forests inside the server: the engine of our own."""
+"""Forests inside the server: the engine of our own, and libraries' engines behind the same protocol."""
 
 from __future__ import annotations
 
@@ -13,5 +13,6 @@ if not any(_here.glob("_engine.*.so")):
         __path__.append(str(distribution("tristage").locate_file("tristage/serving/forest")))
 
 from tristage.serving.forest.engine import ForestEngine, ForestError, available  # noqa: E402
+from tristage.serving.forest.engines import ENGINES, OpenForest, open_forest  # noqa: E402
 
-__all__ = ["ForestEngine", "ForestError", "available"]
+__all__ = ["ENGINES", "ForestEngine", "ForestError", "OpenForest", "available", "open_forest"]

@@ -20,7 +20,7 @@ _CHECKSUM = slice(12, 16)  # where the file holds the CRC-32 of all that follows
 
 
 class ForestError(ValueError):
-    """A packed forest cannot be opened, or rows do not fit it."""
+    """Forests cannot be opened, or rows do not fit them."""
 
 
 def available() -> bool:

@@ -72,6 +72,20 @@ def test_the_export_says_what_it_costs(exported: dict[str, tuple[Path, Any]], tr
         assert " ms" not in note  # measured figures would make every export another one
 
 
+def test_forests_behind_it_are_tuned_on_golden_rows_with_trust(
+    exported: dict[str, tuple[Path, Any]], tmp_path: Path, cli: Callable[..., Any]
+) -> None:
+    path = shutil.copytree(exported["ensemble"][0], tmp_path / "repository")
+    done = cli("tune", path, "--batches", "1", "--json")
+    assert done.code == 0, done.err
+    said = json.loads(done.out)["forests"]["trees"]["rows"]
+    assert "drawn around its thresholds, for the golden rows cannot be followed" in said
+    assert "tristage serve --trust" in said
+    done = cli("tune", path, "--batches", "1", "--trust", "--json")
+    assert done.code == 0, done.err
+    assert " golden rows, and 512 drawn" in json.loads(done.out)["forests"]["trees"]["rows"]
+
+
 def test_served_answers_equal_the_training_libraries(served: tuple[Path, Server], cli: Callable[..., Any]) -> None:
     repository, server = served
     for url in (server.http_url, server.grpc_url):

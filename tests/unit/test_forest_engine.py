@@ -280,16 +280,15 @@ def test_a_step_is_packed_as_the_step_answers(tmp_path: Path) -> None:
             for bag in range(2):
                 train(rows, rounds=5, seed=number + bag).save_model(tmp_path / f"{number}-{target}-{bag}.ubj")
     forests = read_forests("xgb", tmp_path / "{group}-{target}-{bag}.ubj", ("reply", "like"), grouped=True)
-    file = pack_forests(forests, tmp_path)
-    assert file is not None
+    (tmp_path / "packed.forest").write_bytes(pack_forests(forests))
     groups = np.arange(300) % 2
-    answers = ForestEngine(tmp_path / file).predict(rows, groups)
+    answers = ForestEngine(tmp_path / "packed.forest").predict(rows, groups)
     for row_group, number in ((0, "0"), (1, "1")):
         for column, target in enumerate(("reply", "like")):
             bag = [forest.predict(rows)[:, 0] for forest in forests.forests[number, target]]
             mine = groups == row_group
             np.testing.assert_allclose(answers[mine, column], np.mean(bag, axis=0)[mine], atol=1e-6)
-    assert pack_forests(forests, tmp_path) == file
+    assert pack_forests(forests) == (tmp_path / "packed.forest").read_bytes()
 
 
 def test_rows_that_do_not_fit(tmp_path: Path) -> None:

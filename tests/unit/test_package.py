@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = {"tristage": "", "export": "export/", "serving": "serving/", "client": "client/", "loadtest": "loadtest/"}
 HEAVY = (
     *("torch", "tensorflow", "keras", "nvtabular", "merlin", "dask", "pandas", "onnx"),
-    *("xgboost", "lightgbm", "catboost", "sklearn", "treelite"),
+    *("xgboost", "lightgbm", "catboost", "sklearn", "treelite", "daal4py"),
 )
 
 
@@ -76,7 +76,7 @@ def test_light_modules_import_nothing_heavy(module: str) -> None:
 
 def test_the_command_line_teaches() -> None:
     tristage_command = str(Path(sys.executable).with_name("tristage"))
-    for command in ("", "export", "inspect", "serve", "verify", "predict", "loadtest"):
+    for command in ("", "export", "tune", "inspect", "serve", "verify", "predict", "loadtest"):
         arguments = [tristage_command, *([command] if command else []), "--help"]
         done = subprocess.run(arguments, check=True, capture_output=True, text=True, timeout=60)
         assert "Usage" in done.stdout

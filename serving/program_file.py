@@ -1,0 +1,108 @@
+"""`program.json`: the graphs of a model, the forests between them, and which engine answers a forest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tristage.errors import RepositoryError
+
+__all__ = ["PROGRAM_FILE", "Choice", "ForestCall", "ProgramFile", "read_calls"]
+
+PROGRAM_FILE = "program.json"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An engine and how many rows it is asked about.
+
+    Attributes:
+        rows: the most rows that it answers at once; None for any number.
+        engine: one of `tristage.serving.forest.ENGINES`; at export also "fil", Triton's backend.
+        file: the file that it opens.
+    """
+
+    rows: int | None
+    engine: str
+    file: str
+
+
+@dataclass(frozen=True)
+class ForestCall:
+    """A forest that is asked between two graphs.
+
+    Attributes:
+        step: the stack's step that it is.
+        recipe: the file that names its trees, see `tristage.serving.forest.recipe`; "" for FIL's.
+        rows: the tensor that it reads.
+        group: the tensor of the rows' groups; None without groups.
+        output: the tensor that it makes.
+        engines: who answers, fewest rows first; the last answers any number.
+    """
+
+    step: str
+    recipe: str
+    rows: str
+    group: str | None
+    output: str
+    engines: tuple[Choice, ...]
+
+
+@dataclass(frozen=True)
+class ProgramFile:
+    """What `program.json` says.
+
+    Attributes:
+        parts: names of graphs' files, and forests, in the order they are evaluated in.
+        named: name of an answer -> the tensor it is.
+    """
+
+    parts: tuple[str | ForestCall, ...]
+    named: Mapping[str, str]
+
+    def calls(self) -> list[ForestCall]:
+        """Its forests."""
+        return [part for part in self.parts if isinstance(part, ForestCall)]
+
+    def to_json(self) -> str:
+        """As text, the same for the same content."""
+        parts = [{"graph": part} if isinstance(part, str) else asdict(part) for part in self.parts]
+        return json.dumps({"parts": parts, "named": dict(self.named)}, indent=1) + "\n"
+
+    @classmethod
+    def read(cls, path: Path) -> ProgramFile:
+        """Read a program.
+
+        Raises:
+            OSError, ValueError, KeyError or TypeError: it is missing or is none.
+        """
+        said = json.loads(path.read_text(encoding="utf-8"))
+        return cls(tuple(map(_part, said["parts"])), dict(said["named"]))
+
+
+def _part(said: Mapping[str, Any]) -> str | ForestCall:
+    if "graph" in said:
+        return str(said["graph"])
+    engines = tuple(Choice(**choice) for choice in said["engines"])
+    if not engines or engines[-1].rows is not None:
+        raise ValueError(f"no engine answers any number of rows of step {said['step']}")
+    return ForestCall(**{**said, "engines": engines})
+
+
+def read_calls(repository: Path, models: Iterable[str]) -> list[ForestCall]:
+    """The forests between the graphs of a repository's models.
+
+    Raises:
+        RepositoryError: a model's program cannot be read.
+    """
+    calls: list[ForestCall] = []
+    for model in models:
+        file = repository / model / "1" / PROGRAM_FILE
+        try:
+            calls += ProgramFile.read(file).calls() if file.is_file() else []
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RepositoryError(f"{file} cannot be read ({error!r}); export the stack again") from error
+    return calls
