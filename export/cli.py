@@ -15,7 +15,7 @@ from rich.table import Table
 from tristage.errors import StackError
 from tristage.export.tuning.cli import engines_table, measure_forests, untuned_table
 from tristage.stack import ListInput, Stack
-from tristage.targets import TARGETS
+from tristage.targets import TARGETS, find_target
 from tristage.terminal import console, out, stages
 
 if TYPE_CHECKING:
@@ -76,6 +76,8 @@ def export(
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else TensorFlow announces them on stderr
     from tristage.export import export as run
 
+    if tune and find_target(target).native:
+        raise StackError(f"--tune chooses among the engines of pip-cpu; on {target} Triton's own backends answer")
     declared = _declared(stack, from_merlin, golden, list_length or [], trust)
     # a stage for every step, then the training libraries, the comparison and the writing
     with stages("export", len(declared.steps) + 3) as on_stage:

@@ -30,8 +30,6 @@ from tristage.tuning import ForestTuning
 
 __all__ = ["Golden", "Walk"]
 
-_MOST = 4096  # golden rows that engines are compared on; more would prove no more
-
 
 @dataclass(frozen=True)
 class Golden:
@@ -144,8 +142,8 @@ class Walk:
     def _forest(self, call: ForestCall, version: Path) -> tuple[ForestCall, ForestTuning]:
         rows = groups = None
         if self._known is not None:
-            rows = self._known[call.rows][:_MOST]
-            groups = None if call.group is None else self._known[call.group][:_MOST].reshape(-1)
+            rows = self._known[call.rows]
+            groups = None if call.group is None else self._known[call.group].reshape(-1)
         for name in forest_files(replace(call, engines=()), version):
             if not (self._scratch / name).exists():
                 (self._scratch / name).symlink_to((version / name).resolve())

@@ -93,6 +93,9 @@ def test_what_is_wrong_is_said(tiny_repository: Path, tmp_path: Path, cli: Calla
     done = cli("tune", tiny_repository, "--batches", "1,many")
     assert done.code == 2
     assert "--batches is 1,many; write batch sizes with commas between" in done.err
+    done = cli("export", "stack.yaml", "-o", tmp_path / "new", "--target", "ngc-cpu", "--tune")
+    assert done.code == 2
+    assert "on ngc-cpu Triton's own backends answer" in done.err
     done = cli("tune", tmp_path)
     assert done.code == 2
     assert "holds no manifest.json" in done.err
