@@ -20,7 +20,7 @@ from tristage.export.tuning.rows import draw
 from tristage.serving.forest import ForestError, OpenForest, open_forest
 from tristage.tuning import ForestTuning
 
-__all__ = ["TOLERANCE", "Measure", "Subject", "Tuned", "tune_forest"]
+__all__ = ["TOLERANCE", "Measure", "Subject", "Tuned", "library_answers", "tune_forest"]
 
 TOLERANCE = 1e-6  # from the training library, relative above 1, so that margins and counts are measured alike
 DRAWN = 512
@@ -50,10 +50,11 @@ class Subject:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What was measured, and the engines that answer, the default among them."""
+    """What was measured, and the engines that answer, the default among them; and the library itself."""
 
     tuning: ForestTuning
     engines: Mapping[str, OpenForest]
+    forests: ForestSet
 
 
 def tune_forest(subject: Subject, batches: Sequence[int], measure: Measure) -> Tuned:
@@ -100,7 +101,7 @@ def tune_forest(subject: Subject, batches: Sequence[int], measure: Measure) -> T
         differences=differences,
         left_out=left_out,
     )
-    return Tuned(tuning, {name: opened[name] for name in {default, *(each.engine for each in chosen)}})
+    return Tuned(tuning, {name: opened[name] for name in {default, *(each.engine for each in chosen)}}, forests)
 
 
 def _open(forests: ForestSet, recipe: Path) -> tuple[dict[str, OpenForest], dict[str, str]]:
@@ -125,10 +126,10 @@ def _samples(subject: Subject, forests: ForestSet) -> tuple[list[tuple[Rows, Gro
     samples = []
     words = f"{DRAWN} rows drawn around its thresholds, for {subject.why}"
     if subject.rows is not None:
-        samples.append((subject.rows, subject.groups, _expected(forests, subject.rows, subject.groups)))
+        samples.append((subject.rows, subject.groups, library_answers(forests, subject.rows, subject.groups)))
         words = f"{len(subject.rows)} golden rows, and {DRAWN} drawn around its thresholds"
     try:
-        samples.append((drawn, groups, _expected(forests, drawn, groups)))
+        samples.append((drawn, groups, library_answers(forests, drawn, groups)))
     except ArtifactError as error:
         if not samples:
             raise
@@ -136,7 +137,8 @@ def _samples(subject: Subject, forests: ForestSet) -> tuple[list[tuple[Rows, Gro
     return samples, words
 
 
-def _expected(forests: ForestSet, rows: Rows, groups: Groups) -> Rows:
+def library_answers(forests: ForestSet, rows: Rows, groups: Groups) -> Rows:
+    """What the training library answers, each row by its group's forests; NaN for a row of no group."""
     if groups is None:
         return forests.answer(rows, None)
     answers = np.full((len(rows), forests.width), np.nan, np.float32)

@@ -19,7 +19,7 @@ from tristage.serving.interpreted import Interpreter
 from tristage.serving.runner import Runnable, open_folder
 from tristage.serving.workflow_file import WORKFLOW_FILE, WorkflowFile
 
-__all__ = ["Tensors", "golden_tensors", "models_in_order", "off_golden", "open_model", "read_golden", "run"]
+__all__ = ["Tensors", "golden_tensors", "off_golden", "open_model", "read_golden", "run"]
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -39,23 +39,6 @@ def golden_tensors(table: Any, manifest: Manifest) -> Tensors:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # lists are cut as they were at export
         return dict(encode(table, manifest.signature, unknown="ignore"))
-
-
-def models_in_order(repository: Path, manifest: Manifest) -> list[str]:
-    """The repository's models, each after those that it reads.
-
-    Raises:
-        RepositoryError: the ensemble's configuration cannot be read.
-    """
-    from google.protobuf import text_format
-    from tritonclient.grpc import model_config_pb2 as pb
-
-    path = repository / manifest.stack / "config.pbtxt"
-    try:
-        config = text_format.Parse(path.read_text(encoding="utf-8"), pb.ModelConfig())
-    except (OSError, text_format.ParseError) as error:
-        raise RepositoryError(f"{path} cannot be read ({error}); export the stack again") from error
-    return [step.model_name for step in config.ensemble_scheduling.step]
 
 
 def open_model(version: Path, trust: bool) -> Runnable:

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from tristage.errors import ParityError, RepositoryError
-from tristage.export.check import MAX_EDGE_SHARE
+from tristage.export.check import MAX_EDGE_SHARE, distance
+from tristage.export.config import read_configs
 from tristage.export.forest.engines import CANDIDATES
 from tristage.export.repository import forest_files
-from tristage.export.tuning.forest import Measure, Subject, Tuned, tune_forest
+from tristage.export.tuning.forest import TOLERANCE, Measure, Subject, Tuned, library_answers, tune_forest
 from tristage.export.tuning.golden import (
     Tensors,
     golden_tensors,
-    models_in_order,
     off_golden,
     open_model,
     read_golden,
@@ -65,7 +65,7 @@ class Walk:
         """The new program of each model that has one, and what was measured of each step."""
         programs: dict[str, ProgramFile] = {}
         forests: dict[str, ForestTuning] = {}
-        for model in models_in_order(self._repository, self._manifest):
+        for model, _ in read_configs(self._repository, self._manifest.stack):
             version = self._repository / model / "1"
             if not (version / PROGRAM_FILE).is_file():
                 self._graph(version, lambda folder: open_model(folder, self._trust))
@@ -88,10 +88,11 @@ class Walk:
         """The golden rows that stay, and what to say of those that don't; None where all stay.
 
         A tree that splits on an earlier forest's answer sends a row that lies on the split's edge the other way where
-        another engine rounds that answer otherwise.
+        another engine rounds that answer otherwise. Every chosen engine is compared with the library on what it reads
+        then, so that nothing else can be why an answer differs.
 
         Raises:
-            ParityError: more than MAX_EDGE_SHARE of the rows go.
+            ParityError: more than MAX_EDGE_SHARE of the rows go, or an engine differs from the library.
         """
         if self._known is None:
             return None
@@ -155,8 +156,17 @@ class Walk:
 
         def step(tensors: Tensors, batch: int) -> Tensors:
             group = None if call.group is None else tensors[call.group].reshape(-1)
-            engine = tuned.engines[_chosen(tuned.tuning, batch)]
-            return {call.output: engine.predict(tensors[call.rows], group)}
+            name = _chosen(tuned.tuning, batch)
+            answers = tuned.engines[name].predict(tensors[call.rows], group)
+            if batch and name not in tuned.tuning.left_out:  # it reads what other engines answered, not the default
+                expected = library_answers(tuned.forests, tensors[call.rows], group)
+                apart = float(distance(answers, expected).max())
+                if apart > TOLERANCE:
+                    raise ParityError(
+                        f"step {call.step}: {name} is {apart:.1e} off {tuned.tuning.reference}'s answers where it "
+                        "reads what other engines answered; the repository is as it was"
+                    )
+            return {call.output: answers}
 
         self._tuned.append(tuned)
         self._go(step)

@@ -201,9 +201,15 @@ def test_golden_rows_that_are_answered_otherwise_forbid_the_choice(
 ) -> None:
     path = repository(tmp_path, booster())
     before = content(tmp_path)
-    monkeypatch.setattr("tristage.export.tuning.golden.TOLERANCE", -1.0)
-    with pytest.raises(ParityError, match="400 of 400 golden rows otherwise than the training libraries"):
-        tune(path, measure=as_if({8: "onedal"}), batches=(8,))
+    places = {
+        "golden": "400 of 400 golden rows otherwise than the training libraries",
+        "walk": "step trees: onedal is .* off XGBoost's answers where it reads what other engines answered",
+    }
+    for place, words in places.items():
+        with monkeypatch.context() as patched:
+            patched.setattr(f"tristage.export.tuning.{place}.TOLERANCE", -1.0)
+            with pytest.raises(ParityError, match=words):
+                tune(path, measure=as_if({8: "onedal"}), batches=(8,))
     assert content(tmp_path) == before
 
 
