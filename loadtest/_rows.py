@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,17 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tristage.errors import InputError
+from tristage.loadtest._process import find_server
+from tristage.loadtest._wire import Tensors
 from tristage.manifest import GOLDEN
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Tensors", "requests_of", "rows_from"]
-
-Tensors = Mapping[str, NDArray[Any]]
+__all__ = ["find_rows", "requests_of", "rows_from"]
 
 # as many different requests as a batch size gets, at most and (with rows to spare) at least
 _MOST, _LEAST = 4096, 16
+_DRAWN = 1 << 16  # rows drawn for a batch size, about
 
 
 def rows_from(path: Path) -> pa.Table:
@@ -49,17 +49,44 @@ def rows_from(path: Path) -> pa.Table:
     return table.select([name for name in table.column_names if not name.startswith(EXPECTED)])
 
 
-def requests_of(tensors: Tensors, batch: int) -> list[dict[str, NDArray[Any]]]:
-    """Cut rows into requests of `batch` rows that begin at different rows, spread evenly over all of them.
+def find_rows(url: str) -> Path:
+    """Where rows are, where nobody said so: the repository of the server on this machine, or ./model_repository.
 
-    Where there are fewer rows than `batch`, rows repeat within a request. Requests are views of the tensors, except
-    those that run over the end.
+    Raises:
+        InputError: the URL cannot be read.
+    """
+    from tristage.client._wire import parse_url
+
+    served = find_server(parse_url(url)).repository()
+    return served if served is not None and (served / GOLDEN).is_file() else Path("model_repository")
+
+
+def requests_of(
+    tensors: Tensors, batch: int, *, exponent: float | None = None, seed: int = 0
+) -> list[dict[str, NDArray[Any]]]:
+    """Requests of `batch` rows each, made of real rows only.
+
+    In turn: slices that begin at different rows, spread evenly over all of them; where there are fewer rows than
+    `batch`, rows repeat within a request. Requests are views of the tensors, except those that run over the end.
+
+    By a power law: each row of each request is drawn by itself, the k-th most popular row in proportion to
+    k ** -exponent; which rows are popular is drawn as well. So some rows come back in nearly every request and most
+    hardly ever, as live traffic has it, and no request is like another.
 
     Args:
         tensors: column name -> array of shape [rows, width], with at least one row.
         batch: rows a request.
+        exponent: of the power law, above 0; None: in turn.
+        seed: of the power law's draws.
     """
     rows = len(next(iter(tensors.values())))
+    if exponent is not None:
+        random = np.random.default_rng(seed)
+        popularity = np.arange(1, rows + 1, dtype=np.float64) ** -exponent
+        ranked = random.permutation(rows)
+        count = min(_MOST, max(_LEAST, _DRAWN // batch))
+        drawn = ranked[random.choice(rows, size=(count, batch), p=popularity / popularity.sum())]
+        return [{name: values[rows] for name, values in tensors.items()} for rows in drawn]
     count = min(rows, _MOST, max(_LEAST, -(-rows // batch)))
     starts = [index * rows // count for index in range(count)]
     return [{name: _slice(values, start, batch) for name, values in tensors.items()} for start in starts]

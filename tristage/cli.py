@@ -13,7 +13,7 @@ from tristage.client.cli import predict, verify
 from tristage.errors import TristageError
 from tristage.export.cli import export, inspect
 from tristage.export.tuning.cli import tune
-from tristage.loadtest.cli import loadtest
+from tristage.loadtest.cli import compare, loadtest
 from tristage.serving.cli import serve
 from tristage.terminal import console, out
 
@@ -31,7 +31,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",  # joins a docstring's lines
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (export, tune, inspect, serve, verify, predict, loadtest):
+for command in (export, tune, inspect, serve, verify, predict, loadtest, compare):
     app.command()(command)
 
 
@@ -80,6 +80,7 @@ _EXTRAS = {
     "aiohttp": "client",
     "catboost": "forests",
     "grpc": "client",
+    "hpack": "loadtest",
     "joblib": "forests",
     "keras": "tensorflow",
     "lightgbm": "forests",

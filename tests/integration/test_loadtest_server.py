@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -12,131 +11,20 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import typer
+from loadtest_triton import ROWS, answered, write_repository
 from typer.testing import CliRunner
 
-from tristage.columns import SIGNATURE_PARAMETER, Column, Signature
 from tristage.errors import InputError, ServerUnavailable
 from tristage.loadtest import Report, Tick, rows_from, run_loadtest
 from tristage.loadtest.cli import loadtest
-from tristage.manifest import Manifest, checksums, write_manifest
 from tristage.serving import Server, serve
-
-SIGNATURE = Signature(
-    stack="tiny",
-    max_batch=256,
-    inputs=(Column("x", "float32"), Column("word", "string")),
-    outputs=(Column("y", "float32"),),
-)
-
-ENSEMBLE = f"""
-name: "tiny"
-platform: "ensemble"
-max_batch_size: 256
-input [
-  {{ name: "x" data_type: TYPE_FP32 dims: [1] }},
-  {{ name: "word" data_type: TYPE_STRING dims: [1] }}
-]
-output [ {{ name: "y" data_type: TYPE_FP32 dims: [1] }} ]
-ensemble_scheduling {{
-  step [
-    {{ model_name: "tiny_length" model_version: -1
-       input_map {{ key: "word" value: "word" }} output_map {{ key: "length" value: "length" }} }},
-    {{ model_name: "tiny_add" model_version: -1
-       input_map {{ key: "x" value: "x" }} input_map {{ key: "length" value: "length" }}
-       output_map {{ key: "y" value: "y" }} }}
-  ]
-}}
-parameters {{ key: "{SIGNATURE_PARAMETER}" value {{ string_value: {json.dumps(SIGNATURE.to_json())} }} }}
-"""
-
-LENGTH = """
-name: "tiny_length"
-backend: "python"
-max_batch_size: 256
-input [ { name: "word" data_type: TYPE_STRING dims: [1] } ]
-output [ { name: "length" data_type: TYPE_FP32 dims: [1] } ]
-instance_group [ { kind: KIND_CPU count: 1 } ]
-"""
-
-ADD = """
-name: "tiny_add"
-backend: "python"
-max_batch_size: 256
-input [ { name: "x" data_type: TYPE_FP32 dims: [1] }, { name: "length" data_type: TYPE_FP32 dims: [1] } ]
-output [ { name: "y" data_type: TYPE_FP32 dims: [1] } ]
-instance_group [ { kind: KIND_CPU count: 1 } ]
-"""
-
-LENGTH_MODEL = """
-import numpy as np
-import triton_python_backend_utils as pb
-
-class TritonPythonModel:
-    def execute(self, requests):
-        answers = []
-        for request in requests:
-            words = pb.get_input_tensor_by_name(request, "word").as_numpy()
-            lengths = np.array([[len(word) for word in row] for row in words], dtype=np.float32)
-            answers.append(pb.InferenceResponse([pb.Tensor("length", lengths)]))
-        return answers
-"""
-
-# takes 5 ms, so that its share is known to be the larger one; fails on rows below zero
-ADD_MODEL = """
-import time
-import triton_python_backend_utils as pb
-
-class TritonPythonModel:
-    def execute(self, requests):
-        answers = []
-        for request in requests:
-            x, length = (pb.get_input_tensor_by_name(request, name).as_numpy() for name in ("x", "length"))
-            time.sleep(0.005)
-            if (x < 0).any():
-                answers.append(pb.InferenceResponse(error=pb.TritonError("a row is below zero")))
-            else:
-                answers.append(pb.InferenceResponse([pb.Tensor("y", x + length)]))
-        return answers
-"""
-
-ROWS = [{"x": float(number), "word": "w" * (number % 7)} for number in range(100)]
 
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("loadtest") / "repository"
-    texts = {
-        "tiny/config.pbtxt": ENSEMBLE,
-        "tiny/1/.keep": "",
-        "tiny_length/config.pbtxt": LENGTH,
-        "tiny_length/1/model.py": LENGTH_MODEL,
-        "tiny_add/config.pbtxt": ADD,
-        "tiny_add/1/model.py": ADD_MODEL,
-    }
-    for name, text in texts.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    golden = pa.Table.from_pylist(ROWS, schema=pa.schema([("x", pa.float32()), ("word", pa.string())]))
-    expected = pa.array([row["x"] + len(str(row["word"])) for row in ROWS], pa.float32())
-    pq.write_table(golden.append_column("expected.y", expected), root / "golden.parquet")
-    write_manifest(
-        root,
-        Manifest(
-            stack="tiny",
-            target="pip-cpu",
-            layout="ensemble",
-            signature=SIGNATURE,
-            models={"length": "tiny_length", "add": "tiny_add"},
-            versions={},
-            files=checksums(root),
-        ),
-    )
-    return root
+    return write_repository(tmp_path_factory.mktemp("loadtest") / "repository")
 
 
 @pytest.fixture(scope="module")
@@ -172,10 +60,12 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-c", "from tristage.cli import main; main()", "loadtest", *map(str, arguments)]
 
 
-@pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_a_run_over_both_protocols(server: Server, repository: Path, protocol: str):
+@pytest.mark.parametrize("protocol", ["http", "grpc", "grpc+shm"])
+def test_a_run_over_every_protocol(server: Server, repository: Path, protocol: str):
+    left_over = set(Path("/dev/shm").glob("tristage-loadtest-*"))
     report = run_loadtest(
-        url_of(server, protocol),
+        url_of(server, protocol).partition("://")[2],
+        protocol=protocol,
         rows=rows_from(repository),
         batches=(1, 16),
         concurrencies=(1, 2),
@@ -184,10 +74,13 @@ def test_a_run_over_both_protocols(server: Server, repository: Path, protocol: s
     )
     assert report.ended == "completed"
     assert report.stack == "tiny"
+    assert report.protocol == protocol
     assert report.row_count == len(ROWS)
+    assert set(Path("/dev/shm").glob("tristage-loadtest-*")) <= left_over
     assert [(cell.batch, cell.concurrency) for cell in report.cells] == [(1, 1), (16, 1), (1, 2), (16, 2)]
     for cell in report.cells:
-        assert (cell.requests, cell.examples, cell.errors, cell.notes) == (12, 12 * cell.batch, (), ())
+        assert (cell.requests, cell.examples, cell.errors) == (12, 12 * cell.batch, ())
+        assert not any("another client" in note for note in cell.notes)
         assert cell.latency is not None
         assert cell.latency.p50_ms >= 5
         assert cell.ms_per_example == pytest.approx(cell.elapsed_s * 1e3 / cell.examples)
@@ -199,6 +92,10 @@ def test_a_run_over_both_protocols(server: Server, repository: Path, protocol: s
         # no upper bound: the server's clock runs on after the answer has left
         assert cell.server_ms is not None
         assert cell.server_ms >= 5
+        assert cell.outside_ms is not None
+        assert cell.outside_ms >= 0
+        assert cell.server is not None
+        assert cell.server.peak_mb > 20
     alone, together = report.cells[0], report.cells[2]
     # two connections to one instance: the second request waits while the first one is computed
     assert together.steps[1].queue_ms > alone.steps[1].queue_ms + 1
@@ -300,7 +197,7 @@ def test_the_command_prints_tables(server: Server, repository: Path, tmp_path: P
     assert result.exit_code == 0, result.output
     lines = [line.split() for line in result.stdout.splitlines()]
     assert ["batch", "conc.", "ms/example"] in [line[:3] for line in lines]
-    assert [line[:2] for line in lines if line[-2:] == ["5", "0"]] == [["1", "1"], ["8", "1"]]
+    assert [line[:2] for line in lines if line[2:4] == ["5", "0"]] == [["1", "1"], ["8", "1"]]
     assert sum(line[:1] == ["tiny_add"] for line in lines) == 2
     report = Report.from_json(path.read_text())
     assert [cell.batch for cell in report.cells] == [1, 8]
@@ -381,17 +278,7 @@ def test_ctrl_c_shows_what_there_is(server: Server, repository: Path):
 
 def await_requests(server: Server, count: int) -> None:
     """Wait until the ensemble has answered `count` more requests."""
-    from tristage.client import connect
-
-    transport = connect(server.http_url)
-
-    def answered() -> int:
-        return transport.statistics("tiny", 5.0)["model_stats"][0]["inference_stats"]["success"]["count"]
-
-    try:
-        goal, deadline = answered() + count, time.monotonic() + 60
-        while answered() < goal:
-            assert time.monotonic() < deadline, "the program sends nothing"
-            time.sleep(0.05)
-    finally:
-        transport.close()
+    goal, deadline = answered(server) + count, time.monotonic() + 60
+    while answered(server) < goal:
+        assert time.monotonic() < deadline, "the program sends nothing"
+        time.sleep(0.05)
