@@ -72,7 +72,8 @@ def _scatter(report: Report) -> Iterator[str]:
     for number, batch in enumerate(curves):
         yield f'<span><i class="key s{number % SERIES}"></i>batch {batch}</span>'
     yield '<span><i class="key dot"></i>p50</span><span><i class="key hollow"></i>p99</span></figcaption></figure>'
-    yield f"<p>{loop(report)}. Each point is one measurement; both axes are logarithmic.</p></section>"
+    words = loop(report)
+    yield f"<p>{words[:1].upper()}{words[1:]}. Each point is one measurement; both axes are logarithmic.</p></section>"
 
 
 def _histograms(report: Report) -> Iterator[str]:

@@ -63,13 +63,13 @@ class _Log:
 
 def latency_against_throughput(curves: Sequence[Curve]) -> str:
     """Latency (p50 and p99, ms) over throughput (examples/s), both logarithmic, a colour for each curve."""
-    width, height, left, right, top, bottom = 860, 400, 62, 16, 14, 50
+    width, height, left, right, top, bottom = 860, 410, 62, 16, 14, 60
     throughputs = [point[0] for curve in curves for point in curve.points]
     latencies = [value for curve in curves for point in curve.points for value in point[1:3]]
     x = _Log.over(throughputs, left, width - right, 1.3)
     y = _Log.over(latencies, height - bottom, top, 1.3)
     parts = [_title("Latency against throughput", "p50 and p99 of each measurement; the table has the figures")]
-    parts += _axis_x(x, x.ticks(8), height - bottom, top, "examples/s")
+    parts += _axis_x(x, x.ticks(8), height - bottom, top, height - 8, "examples/s")
     for tick in y.ticks(8):
         at = y.at(tick)
         parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{at:.1f}" y2="{at:.1f}"/>')
@@ -108,7 +108,7 @@ def histogram(counts: Histogram, latency: Latency, name: str, x_range: tuple[flo
     x = _Log(*x_range, left, width - right)
     tallest, floor = max(counts.counts), height - bottom
     parts = [_title(f"Latency histogram, {name}", f"{sum(counts.counts):,} requests")]
-    parts += _axis_x(x, x.ticks(5), floor, top, "ms")
+    parts += _axis_x(x, x.ticks(5), floor, top, height - 5, "ms")
     edges = counts.edges()
     for low, high, count in zip(edges[:-1], edges[1:], counts.counts, strict=True):
         if count:
@@ -130,13 +130,13 @@ def histogram(counts: Histogram, latency: Latency, name: str, x_range: tuple[flo
     return _svg(width, height, parts)
 
 
-def _axis_x(x: _Log, ticks: Sequence[float], floor: float, top: float, unit: str) -> Iterator[str]:
+def _axis_x(x: _Log, ticks: Sequence[float], floor: float, top: float, below: float, unit: str) -> Iterator[str]:
     for tick in ticks:
         at = x.at(tick)
         yield f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{top}" y2="{floor}"/>'
         yield f'<text class="tick" x="{at:.1f}" y="{floor + 17}" text-anchor="middle">{_tick(tick)}</text>'
     yield f'<line class="base" x1="{x.start}" x2="{x.end}" y1="{floor}" y2="{floor}"/>'
-    yield f'<text class="axis" x="{(x.start + x.end) / 2}" y="{floor + 35}" text-anchor="middle">{unit}</text>'
+    yield f'<text class="axis" x="{(x.start + x.end) / 2}" y="{below}" text-anchor="middle">{unit}</text>'
 
 
 def _tick(value: float) -> str:
