@@ -1,9 +1,9 @@
 """What the load tester itself costs, and whether NVIDIA's perf_analyzer sees the same.
 
 `python -m benchmarks.loadtest [REPOSITORY ...]` from the repository's root serves a Triton model that answers what it
-is sent, and then each repository (`model_repository`, if `make demo` left one there), on one core. Both load testers
-run the same closed loop with the same rows on the other cores, in turns, over HTTP and gRPC. It prints the two side by
-side and writes results/loadtest.json and results/loadtest.md.
+is sent, one that sleeps 5 ms before, and then each repository (`model_repository`, if `make demo` left one there), on
+one core. Both load testers run the same closed loop with the same rows on the other cores, in turns, over HTTP and
+gRPC. It prints the two side by side and writes results/loadtest.json and results/loadtest.md.
 """
 
 from __future__ import annotations
@@ -33,37 +33,41 @@ RESULTS = Path(__file__).parent / "results"
 BATCHES = (1, 64)
 ROUNDS = 5
 AGREE = 0.05
-IDENTITY = Signature("identity", 1024, (Column("x", "float32"),), (Column("y", "float32"),))
+MODELS = {"identity": 0.0, "five_ms": 0.005}  # seconds that each sleeps before it answers what it was sent
 
-CONFIG = f"""
-name: "identity"
+CONFIG = """
+name: "{name}"
 backend: "python"
 max_batch_size: 1024
 input [ {{ name: "x" data_type: TYPE_FP32 dims: [1] }} ]
 output [ {{ name: "y" data_type: TYPE_FP32 dims: [1] }} ]
 instance_group [ {{ kind: KIND_CPU count: 1 }} ]
-parameters {{ key: "{SIGNATURE_PARAMETER}" value {{ string_value: {json.dumps(IDENTITY.to_json())} }} }}
+parameters {{ key: "{key}" value {{ string_value: {signature} }} }}
 """
 
+SLEEP = "        time.sleep({seconds})\n"
 MODEL = """
+import time
 import triton_python_backend_utils as pb
 
 class TritonPythonModel:
     def execute(self, requests):
+        time.sleep({seconds})
         inputs = [pb.get_input_tensor_by_name(request, "x").as_numpy() for request in requests]
         return [pb.InferenceResponse([pb.Tensor("y", values)]) for values in inputs]
 """
 
 
-def write_identity(root: Path) -> Path:
-    """A repository of one model that answers what it is sent."""
-    (root / "identity" / "1").mkdir(parents=True)
-    (root / "identity" / "config.pbtxt").write_text(CONFIG)
-    (root / "identity" / "1" / "model.py").write_text(MODEL)
+def write_model(root: Path, name: str, seconds: float) -> Path:
+    """A repository of one model that sleeps, and answers what it is sent."""
+    signature = Signature(name, 1024, (Column("x", "float32"),), (Column("y", "float32"),))
+    (root / name / "1").mkdir(parents=True)
+    config = CONFIG.format(name=name, key=SIGNATURE_PARAMETER, signature=json.dumps(signature.to_json()))
+    (root / name / "config.pbtxt").write_text(config)
+    (root / name / "1" / "model.py").write_text(MODEL.format(seconds=seconds) if seconds else MODEL.replace(SLEEP, ""))
     values = pa.array([float(number) for number in range(1000)], pa.float32())
     pq.write_table(pa.table({"x": values, "expected.y": values}), root / "golden.parquet")
-    models = {"identity": "identity"}
-    manifest = Manifest("identity", "pip-cpu", "ensemble", IDENTITY, models, versions={}, files=checksums(root))
+    manifest = Manifest(name, "pip-cpu", "ensemble", signature, {name: name}, versions={}, files=checksums(root))
     write_manifest(root, manifest)
     return root
 
@@ -164,10 +168,10 @@ def main() -> None:
         libraries = Path(folder) / "libraries"
         libraries.mkdir()
         program = perf_analyzer.find(libraries)
-        identity = write_identity(Path(folder) / "identity")
+        own = [write_model(Path(folder) / name, name, seconds) for name, seconds in MODELS.items()]
         lines = [
             found
-            for repository in (identity, *repositories)
+            for repository in (*own, *repositories)
             for found in compare(repository, program, options.concurrency, options.seconds)
         ]
     apart = [one for one in lines if one["model"] != "identity" and abs(one["ratio_throughput"] - 1) > AGREE]
@@ -177,9 +181,9 @@ def main() -> None:
         f"closed loop, the same rows; medians of {ROUNDS} rounds of {options.seconds:g} s. Ratios are tristage / "
         "perf_analyzer within a round; the ratio of the best is that of the two best medians, which other work on the "
         "machine disturbs least. `identity` answers what it is sent: what remains is what a load tester and its "
-        "protocol cost.",
+        "protocol cost. `five_ms` sleeps 5 ms before.",
         table(lines),
-        f"Examples/s of stacks differ by more than {AGREE:.0%} in {len(apart)} of "
+        f"Of models that take their time, examples/s differ by more than {AGREE:.0%} in {len(apart)} of "
         f"{sum(one['model'] != 'identity' for one in lines)} lines.",
     ]
     (options.output / "loadtest.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")

@@ -17,6 +17,7 @@ __all__ = ["CONNECTIONS", "Point", "Settings", "Tick", "due_times", "highest_rat
 CONNECTIONS = 64  # of an open loop, where nothing else is said
 _BATCHES = (1, 64, 1024)
 _FOREVER_S = 1e9
+_FASTEST = 1e5  # requests a second, more than one process can send
 _DOUBLINGS = 20
 _HALVINGS = 6
 
@@ -51,12 +52,26 @@ class Settings:
         if self.requests is not None and self.requests < 1:
             raise InputError(f"requests is {self.requests}; give 1 or more")
         positive = {"duration": self.duration, "longest": self.longest, "timeout": self.timeout}
-        for name, value in {**positive, "band": self.band, "max_p99": self.max_p99_ms, "law": self.power_law}.items():
+        for name, value in {
+            **positive,
+            "band": self.band,
+            "max_p99": self.max_p99_ms,
+            "power_law": self.power_law,
+        }.items():
             if value is not None and not 0 < value < math.inf:
-                unit = {"band": "", "law": "", "max_p99": " ms"}.get(name, " s")
+                unit = {"band": "", "power_law": "", "max_p99": " ms"}.get(name, " s")
                 raise InputError(f"{name} is {value:g}{unit}; give a number above 0")
         if not 0 <= self.warmup < math.inf:
             raise InputError(f"warmup is {self.warmup:g} s; give a number of seconds, or 0 for none")
+        if self.seed < 0:
+            raise InputError(f"seed is {self.seed}; give a whole number, 0 or above")
+        if any(rate > _FASTEST for rate in self.rates):
+            raise InputError(f"rate is {max(self.rates):g} requests a second; give at most {_FASTEST:,.0f}")
+        if self.open and len(self.concurrencies or ()) > 1:
+            raise InputError(
+                f"concurrency is {list(self.concurrencies or ())}; in an open loop it is the most connections "
+                "there may be, so give one number, and vary the rate"
+            )
         if self.rates and self.max_p99_ms is not None:
             raise InputError("a rate and max_p99 were given; max_p99 looks for the rate itself, so give one of them")
         if self.requests is not None and self.max_p99_ms is not None:

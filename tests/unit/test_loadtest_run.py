@@ -94,6 +94,15 @@ def test_a_server_that_is_not_there_is_said_at_once():
         ({"duration": 0.0}, "duration"),
         ({"warmup": -1.0}, "warmup"),
         ({"timeout": float("nan")}, "timeout"),
+        ({"rates": (0.0,)}, "rate"),
+        ({"rates": (1e9,)}, "at most 100,000"),
+        ({"rates": (1.0,), "concurrencies": (1, 2)}, "vary the rate"),
+        ({"rates": (1.0,), "max_p99_ms": 5.0}, "looks for the rate itself"),
+        ({"max_p99_ms": 5.0}, "drop requests"),
+        ({"max_p99_ms": -5.0, "requests": None}, "max_p99 is -5 ms"),
+        ({"power_law": 0.0}, "power_law"),
+        ({"seed": -1}, "seed"),
+        ({"band": 0.0}, "band"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_sent(changes: dict[str, Any], says: str):

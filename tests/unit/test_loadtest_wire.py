@@ -180,24 +180,56 @@ def test_grpc_calls_one_after_the_other():
     assert (4, 1, b"") in server.seen  # the server's settings were acknowledged
 
 
+class Strict:
+    """A server that says how much it takes, checks that no more comes, and says more only when all of it is used."""
+
+    FIRST, MORE = 20_000, 50_000
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.faults: list[str] = []
+
+    def __call__(self, connection: socket.socket) -> None:
+        read(connection, 24)
+        connection.sendall(frame(4, 0, 0, struct.pack(">HI", 4, self.FIRST)))
+        whole, room, asked = 65_535, 0, b""
+        while True:
+            head = read(connection, 9)
+            payload = read(connection, int.from_bytes(head[:3], "big"))
+            stream = int.from_bytes(head[5:], "big")
+            if head[3] == 1:
+                room = self.FIRST
+            if head[3] != 0:
+                continue
+            self.sizes.append(len(payload))
+            asked, whole, room = asked + payload, whole - len(payload), room - len(payload)
+            if whole < 0 or (stream > 1 and room < 0):  # the first call may be made before the client has heard
+                self.faults.append(f"stream {stream}: {whole}, {room}")
+            grants = b""
+            if whole <= 0:
+                grants += frame(8, 0, 0, struct.pack(">I", self.MORE))
+                whole += self.MORE
+            if room <= 0:
+                grants += frame(8, 0, stream, struct.pack(">I", self.MORE))
+                room += self.MORE
+            if head[4] & 1:
+                parts = [frame(0, 0, stream, asked[at : at + 16384]) for at in range(0, len(asked), 16384)]
+                grants += frame(1, 4, stream, HEADERS) + b"".join(parts) + frame(1, 5, stream, DONE)
+                asked = b""
+            connection.sendall(grants)
+
+
 def test_grpc_keeps_to_the_servers_windows_and_frames():
-    body = bytes(range(256)) * 3000  # far beyond the first window of 65,535 bytes
-    settings = frame(4, 0, 0, struct.pack(">HIHI", 4, 20_000, 5, 30_000))
-    server = Grpc(echo, opening=settings)
-
-    def reply(stream: int, asked: bytes) -> bytes:
-        parts = [frame(0, 0, stream, asked[at : at + 16384]) for at in range(0, len(asked), 16384)]
-        return frame(1, 4, stream, HEADERS) + b"".join(parts) + frame(1, 5, stream, DONE)
-
-    server.reply = reply
+    body = bytes(range(256)) * 3000  # far beyond every window
+    server = Strict()
     with serving(server, "grpc") as address:
         sender = Http2(address, "/s/m", "m", 10)
-        assert sender.send(body) == body
-        assert sender.send(body) == body
+        for request in (b"small", body, body):
+            assert sender.send(request) == request
         sender.close()
-    data = [len(payload) for kind, _, payload in server.seen if kind == 0]
-    assert max(data) <= 65_535
-    assert sum(data) == 2 * (len(body) + 5)
+    assert server.faults == []
+    assert max(server.sizes) <= 16_384
+    assert sum(server.sizes) == 2 * len(body) + len(b"small") + 3 * 5
 
 
 def test_grpc_answers_pings_and_reads_padding_and_continued_headers():
