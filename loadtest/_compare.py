@@ -105,7 +105,10 @@ def comparison(
             f"the reports measured nothing in common ({have}); give loadtest the same --batch and --concurrency"
         )
     pairs = tuple(_pair((a, left[key]), (b, right[key]), hourly, examples) for key in common)
-    return Comparison(names, examples, hourly, pairs, tuple(_notes(a, b, left, right)))
+    notes = list(_notes(a, b, left, right))
+    if any(rest is None and pair.steps for pair in pairs for rest in (pair.rest.a, pair.rest.b)):
+        notes.append("without a rest: steps, or requests, ran side by side, and together took longer than the whole")
+    return Comparison(names, examples, hourly, pairs, tuple(notes))
 
 
 _Key = tuple[int, int, float | None]

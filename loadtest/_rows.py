@@ -16,6 +16,8 @@ from tristage.manifest import GOLDEN
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from tristage.client._wire import Protocol
+
 __all__ = ["find_rows", "requests_of", "rows_from"]
 
 # as many different requests as a batch size gets, at most and (with rows to spare) at least
@@ -49,16 +51,26 @@ def rows_from(path: Path) -> pa.Table:
     return table.select([name for name in table.column_names if not name.startswith(EXPECTED)])
 
 
-def find_rows(url: str) -> Path:
+def find_rows(url: str, protocol: Protocol | None, timeout: float) -> Path:
     """Where rows are, where nobody said so: the repository of the server on this machine, or ./model_repository.
 
     Raises:
         InputError: the URL cannot be read.
+        ServerUnavailable: no rows are there, and no server either, which is the trouble to hear of first.
     """
+    from tristage.client import connect
     from tristage.client._wire import parse_url
 
-    served = find_server(parse_url(url)).repository()
-    return served if served is not None and (served / GOLDEN).is_file() else Path("model_repository")
+    address = parse_url(url, protocol)
+    for folder in (find_server(address).repository(), Path("model_repository")):
+        if folder is not None and (folder / GOLDEN).is_file():
+            return folder
+    transport = connect(address.url)
+    try:
+        transport.ready("", timeout)
+    finally:
+        transport.close()
+    return Path("model_repository")
 
 
 def requests_of(

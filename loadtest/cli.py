@@ -113,7 +113,8 @@ def loadtest(
         "concurrencies": None if concurrency is None else _numbers("--concurrency", concurrency, int),
         "rates": () if rate is None else _numbers("--rate", rate, float),
     }
-    source = find_rows(url) if rows is None else rows
+    plain: Any = "grpc" if protocol is _Protocol.shared_memory else None if protocol is None else protocol.value
+    source = find_rows(url, plain, timeout) if rows is None else rows
     with _Shown(requests, duration or longest) as shown:
         report = run_loadtest(
             url,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from loadtest_triton import ROWS, write_repository
@@ -130,7 +132,7 @@ def test_percentiles_settle(server: Server):
     assert "not settled" in short.cells[0].notes[0]
 
 
-def test_nothing_but_a_url_is_needed(cli: Callable[..., object], server: Server, repository: Path, tmp_path: Path):
+def test_nothing_but_a_url_is_needed(cli: Callable[..., Any], server: Server, repository: Path, tmp_path: Path):
     files = [tmp_path / f"report.{suffix}" for suffix in ("json", "csv", "md", "html")]
     done = cli(
         *("loadtest", "--url", server.grpc_url, "--requests", 5, "--warmup", 0, "--batch", "1,4", "--power-law", 1),
@@ -146,7 +148,18 @@ def test_nothing_but_a_url_is_needed(cli: Callable[..., object], server: Server,
     assert files[3].read_text().startswith("<!doctype html>")
 
 
-def test_two_reports_are_compared(cli: Callable[..., object], server: Server, repository: Path, tmp_path: Path):
+def test_without_a_server_the_server_is_what_is_missing(cli: Callable[..., Any], tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # no rows here either
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    done = cli("loadtest", "--url", url)
+    assert done.code == 3
+    assert "tristage serve" in done.err.replace("\n", " ")
+    assert "no rows" not in done.err
+
+
+def test_two_reports_are_compared(cli: Callable[..., Any], server: Server, repository: Path, tmp_path: Path):
     a, b = tmp_path / "a.json", tmp_path / "b.json"
     for url, path in ((server.http_url, a), (server.grpc_url, b)):
         done = cli("loadtest", "--url", url, "--requests", 5, "--warmup", 0, "--batch", "1", "-o", path)

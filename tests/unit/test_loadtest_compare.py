@@ -73,7 +73,9 @@ def test_steps_that_run_side_by_side_leave_no_rest():
     graph = Graph(("one", "two"), (frozenset(), frozenset()))
     after = counters(triton(whole=(10, 300, 0, 0, 0, 0), one=(10, 300, 0, 0, 300, 0), two=(10, 300, 0, 0, 300, 0)))
     both = report_of(cell(graph=graph, before={"whole": BEFORE["first"].__class__()}, after=after))
-    assert comparison(both, both).pairs[0].rest == Line("the rest", None, None)
+    found = comparison(both, both)
+    assert found.pairs[0].rest == Line("the rest", None, None)
+    assert "side by side" in found.notes[0]
 
 
 def test_reports_with_nothing_in_common_are_refused():

@@ -76,7 +76,7 @@ def test_light_modules_import_nothing_heavy(module: str) -> None:
 
 def test_the_command_line_teaches() -> None:
     tristage_command = str(Path(sys.executable).with_name("tristage"))
-    for command in ("", "export", "tune", "inspect", "serve", "verify", "predict", "loadtest"):
+    for command in ("", "export", "tune", "inspect", "serve", "verify", "predict", "loadtest", "compare"):
         arguments = [tristage_command, *([command] if command else []), "--help"]
         done = subprocess.run(arguments, check=True, capture_output=True, text=True, timeout=60)
         assert "Usage" in done.stdout
