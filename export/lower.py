@@ -146,7 +146,7 @@ def lower(
             case ForestStep():
                 steps[name] = _lower_forest(name, step, stack, reader, trust)
             case NetStep():
-                steps[name] = _lower_net(name, step, stack, reader)
+                steps[name] = _lower_net(name, step, stack, reader, tables)
             case MeanStep():
                 steps[name] = _lower_mean(name, step, reader)
     reader = _Reader("", stack, steps, raw, golden)
@@ -342,8 +342,8 @@ def _features(step: str, names: Sequence[str] | None, count: int, candidates: Se
     return [by_name[name][0] for name in names]
 
 
-def _lower_net(name: str, step: NetStep, stack: Stack, reader: _Reader) -> LoweredStep:
-    net = read_net(name, step.net)
+def _lower_net(name: str, step: NetStep, stack: Stack, reader: _Reader, tables: Path | None) -> LoweredStep:
+    net = read_net(name, step.net, tables)
     inputs = {tensor.name: tensor for tensor in net.inputs}
     for given in step.reads:
         if given not in inputs:
