@@ -18,14 +18,14 @@ from tristage.export.tables import LARGE, refer, rename
 from tristage.manifest import sha256
 from tristage.serving.program_file import Choice
 
-__all__ = ["FOREST_DOMAIN", "IR_VERSION", "OPSET", "GraphBuilder", "dtype_of", "node_reads", "onnx_type"]
+__all__ = ["ENGINE_DOMAIN", "IR_VERSION", "OPSET", "GraphBuilder", "dtype_of", "node_reads", "onnx_type"]
 
 # what every server that tristage places on can read: Triton 24.10 takes opset 21 and IR 10 at most
 OPSET = 20
 OPSET_ML = 3
 IR_VERSION = 10
 _PRODUCER = "tristage"
-FOREST_DOMAIN = "tristage"  # of the node that stands for a step's forests
+ENGINE_DOMAIN = "tristage"  # of the nodes that stand for what engines answer
 _SCRATCH = "scratch-"
 
 _TYPES = {
@@ -193,7 +193,7 @@ class GraphBuilder:
         """
         given = (rows,) if group is None else (rows, group)
         said = {"recipe": recipe, "engine": default.engine, "file": default.file}
-        return self.add("Forest", *given, domain=FOREST_DOMAIN, width=width, name=step, **said)
+        return self.add("Forest", *given, domain=ENGINE_DOMAIN, width=width, name=step, **said)
 
     def checkpoint(self, file: str, rows: str, features: int, width: int, name: str) -> str:
         """Ask a checkpoint of Triton's FIL backend.
@@ -206,7 +206,7 @@ class GraphBuilder:
             name: the step that it belongs to.
         """
         said = {"recipe": "", "engine": "fil", "file": file}
-        return self.add("Forest", rows, domain=FOREST_DOMAIN, features=features, width=width, name=name, **said)
+        return self.add("Forest", rows, domain=ENGINE_DOMAIN, features=features, width=width, name=name, **said)
 
     def string_is(self, tensor: str, value: str) -> str:
         """Where a string tensor equals a value, as booleans."""

@@ -13,6 +13,7 @@ from onnx import inliner, numpy_helper, version_converter
 
 from tristage.errors import ArtifactError
 from tristage.export.onnx_graph import IR_VERSION, OPSET, OPSET_ML
+from tristage.export.rewrites.finding import Finding
 from tristage.export.tables import LARGE, externalize
 
 __all__ = ["Net", "NetConverter", "NetInput", "net_from_onnx"]
@@ -45,6 +46,7 @@ class Net:
         outputs: columns it answers with.
         dtype: of the answers.
         predict: the framework's own answer for arrays by input name: [rows, outputs].
+        rewritten: what the exact rewrites of its graph found.
     """
 
     model: onnx.ModelProto
@@ -52,6 +54,7 @@ class Net:
     outputs: int
     dtype: str
     predict: Callable[[Mapping[str, NDArray[Any]]], NDArray[Any]]
+    rewritten: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True)
