@@ -23,7 +23,7 @@ demo: install  ## train the small stack, export, serve on one core, verify, pred
 test: install merlin  ## run every test
 	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
 
-sanitize: install  ## run the forest engine's tests under sanitizers and valgrind
+sanitize: install  ## run the engines' tests under sanitizers and valgrind
 	tests/sanitize/run.sh
 
 check: install  ## lint, format and types

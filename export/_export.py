@@ -6,7 +6,7 @@ import dataclasses
 import importlib.metadata
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from tristage.export.cut import cut
 from tristage.export.fallbacks import Fallback, try_fallbacks
 from tristage.export.golden import check_golden, golden_columns, read_golden_rows, write_golden
 from tristage.export.lower import lower
+from tristage.export.net import Net
 from tristage.export.place import Placement, fuse, place
 from tristage.export.reference import reference_answers
 from tristage.export.repository import aside, check_place, write_models
@@ -62,6 +63,7 @@ class Prepared:
         expected: output -> what the training libraries answered for them.
         scratch: holds the large tables until `write` links or copies them; vanishes with the last that refers to it.
         fallbacks: the steps that NVTabular itself serves.
+        rewrites: step -> what the exact rewrites of its graph found.
     """
 
     placement: Placement
@@ -71,6 +73,7 @@ class Prepared:
     expected: Mapping[str, NDArray[Any]]
     scratch: tempfile.TemporaryDirectory[str]
     fallbacks: tuple[Fallback, ...] = ()
+    rewrites: Mapping[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -172,11 +175,16 @@ def prepare(
     )
     placement = _nullable(place(lowered, max_batch, native=where.native))
     answering = cut(placement) if where.native else placement
+    rewrites = {
+        step.name: tuple(map(dataclasses.asdict, step.body.rewritten))
+        for step in lowered.steps
+        if isinstance(step.body, Net) and step.body.rewritten
+    }
     if table is None:
         for model in answering.models:
             open_model(model, answering.tables)
         fallbacks = try_fallbacks(lowered, placement, None, TOLERANCE)
-        return Prepared(placement, where, None, None, {}, scratch, fallbacks)
+        return Prepared(placement, where, None, None, {}, scratch, fallbacks, rewrites)
     check_golden(table, placement.signature)
     on_stage(f"asking the training libraries about {table.num_rows} golden rows")
     answers = reference_answers(lowered, frame)
@@ -188,7 +196,7 @@ def prepare(
         for name, source in lowered.outputs.items()
     }
     fallbacks = try_fallbacks(lowered, placement, inputs, TOLERANCE)
-    return Prepared(placement, where, parity, table.filter(~parity.edge), expected, scratch, fallbacks)
+    return Prepared(placement, where, parity, table.filter(~parity.edge), expected, scratch, fallbacks, rewrites)
 
 
 def write(
@@ -218,6 +226,7 @@ def write(
             versions=_versions(),
             files=checksums(fresh),
             notes=(*_notes(prepared.parity), *map(_fallback_note, prepared.fallbacks)),
+            rewrites=prepared.rewrites,
         )
         write_manifest(fresh, manifest)
     return Exported(path, manifest, prepared.parity, prepared.fallbacks)

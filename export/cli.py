@@ -193,6 +193,16 @@ def inspect(
     for column in manifest.signature.outputs:
         columns.add_row(column.name, column.dtype, "[bold]answer[/]")
     out.print(columns)
+    if manifest.rewrites:
+        rewrites = Table("step", "rewrite", "what was found", "multiplications a row", "MB", title="exact rewrites")
+        for step, found in manifest.rewrites.items():
+            for each in found:
+                where = each["where"] if each["done"] else f"{each['where']}; left as it is: {each['why']}"
+                macs = f"{-each['macs']:+,}" if each["macs"] else ""
+                rewrites.add_row(
+                    step, each["rewrite"], where, macs, f"{each['bytes'] / 1e6:+,.1f}" if each["bytes"] else ""
+                )
+        out.print(rewrites)
     out.print(
         "\n".join((*manifest.notes, ", ".join(f"{name} {version}" for name, version in manifest.versions.items())))
     )

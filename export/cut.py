@@ -13,11 +13,11 @@ import onnx
 from onnx import helper
 
 from tristage.errors import ArtifactError
-from tristage.export.onnx_graph import FOREST_DOMAIN, GraphBuilder, dtype_of, onnx_type
+from tristage.export.onnx_graph import ENGINE_DOMAIN, GraphBuilder, dtype_of, onnx_type
 from tristage.export.place import Checkpoint, PlacedModel, Placement, Tensor
 from tristage.export.release import for_release
 from tristage.export.split import Program, split
-from tristage.serving.program_file import ForestCall
+from tristage.serving.program_file import ForestCall, RecurrenceCall
 
 __all__ = ["cut"]
 
@@ -35,7 +35,7 @@ def cut(placement: Placement) -> Placement:
 
 def _parts(model: PlacedModel, program: Program, stack: str) -> Iterator[PlacedModel]:
     assert isinstance(model.graph, onnx.ModelProto)
-    forests = {node.output[0]: node for node in model.graph.graph.node if node.domain == FOREST_DOMAIN}
+    forests = {node.output[0]: node for node in model.graph.graph.node if node.domain == ENGINE_DOMAIN}
     names = _names(model, program)
     others = set(model.steps) - {node.name for node in forests.values()}
     stage, batch = 0, set[str]()  # forests that are asked side by side end a stage
@@ -67,6 +67,7 @@ def _names(model: PlacedModel, program: Program) -> Names:
     for emitted, tensor in program.outputs.items():
         names.setdefault(tensor, []).append(emitted)
     for part in program.parts:
+        assert not isinstance(part, RecurrenceCall)  # native targets have none
         for name in [part.output] if isinstance(part, ForestCall) else [value.name for value in part.graph.output]:
             names.setdefault(name, [f"{model.name}{name}"])
     return names

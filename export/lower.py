@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import fnmatch
 import re
@@ -16,6 +17,7 @@ from tristage.export.forest import ForestSet, read_forests
 from tristage.export.forest.read import find_forests
 from tristage.export.net import Net, read_net
 from tristage.export.net.read import find_converter
+from tristage.export.rewrites import check_names, rewrite
 from tristage.export.workflow import (
     CompiledWorkflow,
     InterpretedWorkflow,
@@ -146,7 +148,7 @@ def lower(
             case ForestStep():
                 steps[name] = _lower_forest(name, step, stack, reader, trust)
             case NetStep():
-                steps[name] = _lower_net(name, step, stack, reader)
+                steps[name] = _lower_net(name, step, stack, reader, tables, native)
             case MeanStep():
                 steps[name] = _lower_mean(name, step, reader)
     reader = _Reader("", stack, steps, raw, golden)
@@ -342,8 +344,14 @@ def _features(step: str, names: Sequence[str] | None, count: int, candidates: Se
     return [by_name[name][0] for name in names]
 
 
-def _lower_net(name: str, step: NetStep, stack: Stack, reader: _Reader) -> LoweredStep:
-    net = read_net(name, step.net)
+def _lower_net(
+    name: str, step: NetStep, stack: Stack, reader: _Reader, tables: Path | None, native: bool
+) -> LoweredStep:
+    if step.rewrites is not None:
+        check_names(step.rewrites, f"step {name}")
+    net = read_net(name, step.net, tables)
+    model, rewritten = rewrite(net.model, tables, step.rewrites, engine=not native)
+    net = dataclasses.replace(net, model=model, rewritten=rewritten)
     inputs = {tensor.name: tensor for tensor in net.inputs}
     for given in step.reads:
         if given not in inputs:

@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from tristage.columns import NULL_STRING
+from tristage.export.tables import LARGE, refer, rename
 from tristage.manifest import sha256
 from tristage.serving.program_file import Choice
 
-__all__ = ["FOREST_DOMAIN", "IR_VERSION", "OPSET", "GraphBuilder", "dtype_of", "node_reads", "onnx_type"]
+__all__ = ["ENGINE_DOMAIN", "IR_VERSION", "OPSET", "GraphBuilder", "dtype_of", "node_reads", "onnx_type"]
 
 # what every server that tristage places on can read: Triton 24.10 takes opset 21 and IR 10 at most
 OPSET = 20
 OPSET_ML = 3
 IR_VERSION = 10
 _PRODUCER = "tristage"
-FOREST_DOMAIN = "tristage"  # of the node that stands for a step's forests
-_LARGE = 1 << 20  # bytes; a larger array is written to a file as it is made
+ENGINE_DOMAIN = "tristage"  # of the nodes that stand for what engines answer
 _SCRATCH = "scratch-"
 
 _TYPES = {
@@ -109,7 +109,7 @@ class GraphBuilder:
 
     def array(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
         """An array to fill, for a constant or for work: in a file where it is large. What it holds is undefined."""
-        if self._folder is None or np.prod(shape, dtype=np.int64) * np.dtype(dtype).itemsize < _LARGE:
+        if self._folder is None or np.prod(shape, dtype=np.int64) * np.dtype(dtype).itemsize < LARGE:
             return np.empty(shape, dtype)
         with tempfile.NamedTemporaryFile(dir=self._folder, prefix=_SCRATCH, delete=False) as file:
             made = np.memmap(file.name, dtype, "w+", shape=shape)
@@ -132,17 +132,14 @@ class GraphBuilder:
     def _external(self, value: np.memmap[Any, Any]) -> str:
         value.flush()
         file = Path(str(value.filename))
-        content = sha256(file)[:16]
-        key = (str(value.dtype), value.shape, content)
+        digest = sha256(file)
+        key = (str(value.dtype), value.shape, digest)
         if key not in self._constants:
-            # a name that tells the content: the same in every export, and of equal tables
-            file.rename(file.with_name(f"table-{content}.bin"))
             name = f"__c{len(self._initializers)}"
-            tensor = TensorProto(name=name, dims=value.shape, data_type=_TYPES[value.dtype.name])
-            tensor.data_location = TensorProto.EXTERNAL
-            for entry, said in (("location", f"table-{content}.bin"), ("offset", "0"), ("length", value.nbytes)):
-                tensor.external_data.add(key=entry, value=str(said))
-            self._initializers[name], self._constants[key] = tensor, name
+            self._initializers[name] = refer(
+                name, rename(file, digest), value.shape, _TYPES[value.dtype.name], value.nbytes
+            )
+            self._constants[key] = name
         return self._constants[key]
 
     def scalar(self, value: Any, dtype: str) -> str:
@@ -196,7 +193,7 @@ class GraphBuilder:
         """
         given = (rows,) if group is None else (rows, group)
         said = {"recipe": recipe, "engine": default.engine, "file": default.file}
-        return self.add("Forest", *given, domain=FOREST_DOMAIN, width=width, name=step, **said)
+        return self.add("Forest", *given, domain=ENGINE_DOMAIN, width=width, name=step, **said)
 
     def checkpoint(self, file: str, rows: str, features: int, width: int, name: str) -> str:
         """Ask a checkpoint of Triton's FIL backend.
@@ -209,7 +206,7 @@ class GraphBuilder:
             name: the step that it belongs to.
         """
         said = {"recipe": "", "engine": "fil", "file": file}
-        return self.add("Forest", rows, domain=FOREST_DOMAIN, features=features, width=width, name=name, **said)
+        return self.add("Forest", rows, domain=ENGINE_DOMAIN, features=features, width=width, name=name, **said)
 
     def string_is(self, tensor: str, value: str) -> str:
         """Where a string tensor equals a value, as booleans."""

@@ -21,7 +21,7 @@ from tristage.export.forest.native import add_checkpoint
 from tristage.export.forest.to_onnx import add_forests
 from tristage.export.lower import Feed, LoweredStack, LoweredStep, Mean, Source, Workflow
 from tristage.export.net import Net
-from tristage.export.onnx_graph import FOREST_DOMAIN, GraphBuilder
+from tristage.export.onnx_graph import ENGINE_DOMAIN, GraphBuilder
 from tristage.export.workflow import InterpretedWorkflow
 from tristage.export.workflow.values import pack
 from tristage.fingerprint import DERIVED
@@ -205,7 +205,7 @@ def _stages(models: Sequence[PlacedModel]) -> dict[str, int]:
         (step,) = model.steps
         stages[step] = max((ends.get(tensor.name, 0) for tensor in model.inputs), default=0)
         assert isinstance(model.graph, onnx.ModelProto)
-        forest = any(node.domain == FOREST_DOMAIN for node in model.graph.graph.node)
+        forest = any(node.domain == ENGINE_DOMAIN for node in model.graph.graph.node)
         ends.update({tensor.name: stages[step] + forest for tensor in model.outputs})
     return stages
 

@@ -17,7 +17,7 @@ from tristage.export.place import Checkpoint, Placement
 from tristage.export.split import split
 from tristage.manifest import KEPT, MANIFEST
 from tristage.serving.forest.recipe import Recipe
-from tristage.serving.program_file import PROGRAM_FILE, ForestCall, ProgramFile
+from tristage.serving.program_file import PROGRAM_FILE, ForestCall, ProgramFile, RecurrenceCall
 from tristage.serving.workflow_file import WORKFLOW_FILE, WorkflowFile
 from tristage.targets import Target
 
@@ -128,12 +128,15 @@ def save_model(graph: onnx.ModelProto | WorkflowFile, folder: Path, tables: Path
     if program is None:
         _save_graph(graph, folder / "graph.onnx", tables)
         return
-    parts: list[str | ForestCall] = []
+    parts: list[str | ForestCall | RecurrenceCall] = []
     for number, part in enumerate(program.parts):
         if isinstance(part, ForestCall):
             assert tables is not None
             for name in forest_files(part, tables):
                 _link(name, folder, tables)
+            parts.append(part)
+        elif isinstance(part, RecurrenceCall):
+            _link(part.recurrence, folder, tables)
             parts.append(part)
         else:
             _save_graph(part, folder / f"graph{number}.onnx", tables)

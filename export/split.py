@@ -1,8 +1,9 @@
-"""A graph with forests in it -> a program: ONNX graphs, and between them the forests that engines answer.
+"""A graph with forests or recurrences in it -> a program: ONNX graphs, and between them what engines answer.
 
 In a graph a forest is a node `tristage.Forest` of columns [rows, features] and, where groups have forests of their own,
-their numbers [rows, 1]. ONNX Runtime knows no such node, so the graph is cut there: what needs no forest's answer comes
-first, then those forests, then what needs them, and so on.
+their numbers [rows, 1]. A GRU or LSTM layer is a node `tristage.Recurrence` of ids [rows, steps] or projected
+inputs [rows, steps, gates * width], and a mask [rows, steps, 1] where it has one. ONNX Runtime knows no such nodes, so
+the graph is cut there: what needs no answer of theirs comes first, then those nodes, then what needs them, and so on.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import onnx
 from onnx import helper
 
 from tristage.errors import ArtifactError
-from tristage.export.onnx_graph import FOREST_DOMAIN, node_reads
-from tristage.serving.program_file import Choice, ForestCall
+from tristage.export.onnx_graph import ENGINE_DOMAIN, node_reads
+from tristage.serving.program_file import Choice, ForestCall, RecurrenceCall
 
 __all__ = ["Program", "split"]
 
@@ -25,11 +26,11 @@ class Program:
     """What is evaluated one after the other, and which of the tensors are the answers.
 
     Attributes:
-        parts: graphs and forests, in order.
+        parts: graphs, forests and recurrences, in order.
         outputs: name of an answer -> the tensor it is.
     """
 
-    parts: tuple[onnx.ModelProto | ForestCall, ...]
+    parts: tuple[onnx.ModelProto | ForestCall | RecurrenceCall, ...]
     outputs: Mapping[str, str]
 
 
@@ -46,7 +47,7 @@ def split(
         ArtifactError: the type of a tensor that leaves a part cannot be told.
     """
     nodes = list(model.graph.node)
-    if not any(node.domain == FOREST_DOMAIN for node in nodes):
+    if not any(node.domain == ENGINE_DOMAIN for node in nodes):
         return None
     named = {out: node.input[0] for node in nodes if node.op_type == "Identity" for out in node.output}
     outputs = {value.name: named[value.name] for value in model.graph.output}  # each is a copy of a tensor
@@ -54,28 +55,34 @@ def split(
     level: dict[str, int] = {}
     for node in nodes:
         its = max((level.get(name, 0) for name in node_reads(node)), default=0)
-        level.update(dict.fromkeys(node.output, its + (node.domain == FOREST_DOMAIN)))
+        level.update(dict.fromkeys(node.output, its + (node.domain == ENGINE_DOMAIN)))
     values = _values(model)
     graphs = [
         _with_what_stays(nodes, level, number, lambda name: name in values and travels(values[name]))
         for number in range(max(level.values()) + 1)
     ]
-    parts: list[onnx.ModelProto | ForestCall] = []
+    parts: list[onnx.ModelProto | ForestCall | RecurrenceCall] = []
     for number, graph in enumerate(graphs):
-        forests = [node for node in nodes if node.domain == FOREST_DOMAIN]
+        forests = [node for node in nodes if node.domain == ENGINE_DOMAIN]
         later = {name for node in forests for name in node_reads(node)} | set(outputs.values())
         later.update(*map(_asks, graphs[number + 1 :]))
         given = later.intersection(name for node in graph for name in node.output if level[name] == number)
         if given:
             parts.append(_part(model, graph, given, values))
         for node in (node for node in forests if level[node.output[0]] == number + 1):
-            said = {a.name: a.s.decode() for a in node.attribute}
-            rows, *group = node.input
-            engines = (Choice(None, said["engine"], said["file"]),)
-            parts.append(
-                ForestCall(node.name, said["recipe"], rows, group[0] if group else None, node.output[0], engines)
-            )
+            parts.append(_call(node))
     return Program(tuple(parts), outputs)
+
+
+def _call(node: onnx.NodeProto) -> ForestCall | RecurrenceCall:
+    if node.op_type == "Recurrence":
+        made = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        makes = dict(zip([name.decode() for name in made["makes"]], node.output, strict=True))
+        return RecurrenceCall(made["file"].decode(), node.input[0], node.input[1] if node.input[1:] else None, makes)
+    said = {a.name: a.s.decode() for a in node.attribute}
+    rows, *group = node.input
+    engines = (Choice(None, said["engine"], said["file"]),)
+    return ForestCall(node.name, said["recipe"], rows, group[0] if group else None, node.output[0], engines)
 
 
 def _asks(nodes: Sequence[onnx.NodeProto]) -> set[str]:
@@ -90,7 +97,7 @@ def _with_what_stays(
     kept: list[onnx.NodeProto] = []
     again: set[str] = set()
     for node in reversed(nodes):
-        if node.domain == FOREST_DOMAIN:
+        if node.domain == ENGINE_DOMAIN:
             continue
         if level[node.output[0]] == number or again.intersection(node.output):
             kept.append(node)
@@ -128,11 +135,12 @@ def _values(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
     known = onnx.ModelProto()
     known.CopyFrom(model)
     for node in model.graph.node:
-        if node.domain == FOREST_DOMAIN:
+        if node.domain == ENGINE_DOMAIN:
             width = next(a.i for a in node.attribute if a.name == "width")
-            known.graph.value_info.append(
-                helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, ["rows", width])
-            )
-    known.opset_import.add(domain=FOREST_DOMAIN, version=1)
+            makes = next((a.strings for a in node.attribute if a.name == "makes"), [b"rows"])
+            for name, what in zip(node.output, makes, strict=True):
+                shape = ["rows", "steps", width] if what == b"every" else ["rows", width]
+                known.graph.value_info.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
+    known.opset_import.add(domain=ENGINE_DOMAIN, version=1)
     graph = onnx.shape_inference.infer_shapes(known).graph
     return {value.name: value for value in (*graph.input, *graph.value_info, *graph.output) if value.type.ByteSize()}

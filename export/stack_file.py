@@ -109,6 +109,7 @@ def _net(name: str, raw: Mapping[str, Any], here: Path) -> Step:
     return NetStep(
         net=here / _text(raw["net"], f"net of {where}"),
         reads={str(tensor): _texts(columns, f"reads.{tensor} of {where}") for tensor, columns in reads.items()},
+        rewrites=_texts(raw["rewrites"], f"rewrites of {where}") if "rewrites" in raw else None,
     )
 
 
@@ -120,7 +121,7 @@ def _mean(name: str, raw: Mapping[str, Any], here: Path) -> Step:
 _STEPS: Mapping[str, tuple[tuple[str, ...], Callable[[str, Mapping[str, Any], Path], Step]]] = {
     "workflow": ((), _workflow),
     "forest": (("reads", "group", "average", "margins"), _forest),
-    "net": (("reads",), _net),
+    "net": (("reads", "rewrites"), _net),
     "mean": ((), _mean),
 }
 

@@ -1,4 +1,4 @@
-"""A program: ONNX graphs and forests, evaluated one after the other; see `tristage.export.split`."""
+"""A program: ONNX graphs, forests and recurrences, one after the other; see `tristage.export.split`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from tristage.serving.forest import ForestError, OpenForest, open_forest
 from tristage.serving.graph import Graph, GraphError, Tensor
-from tristage.serving.program_file import PROGRAM_FILE, ForestCall, ProgramFile
+from tristage.serving.program_file import PROGRAM_FILE, ForestCall, ProgramFile, RecurrenceCall
+from tristage.serving.recurrence.call import Recurrence
 
 __all__ = ["Program"]
 
@@ -53,7 +54,7 @@ class Asked:
         return engine.predict(rows, group)
 
 
-Part = Graph | Asked
+Part = Graph | Recurrence | Asked
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Program:
     Attributes:
         inputs: what is asked of a caller.
         outputs: its answers.
-        parts: graphs and forests, in order.
+        parts: graphs, forests and recurrences, in order.
         named: name of an answer -> the tensor it is.
     """
 
@@ -82,10 +83,7 @@ class Program:
         file = folder / PROGRAM_FILE
         try:
             said = ProgramFile.read(file)
-            parts = [
-                Graph.open(folder / part, threads) if isinstance(part, str) else Asked.open(folder, part, threads)
-                for part in said.parts
-            ]
+            parts = [_open(folder, part, threads) for part in said.parts]
             return cls(*_sides(parts, said.named), tuple(parts), said.named)
         except ForestError as error:
             raise GraphError(str(error)) from error
@@ -106,7 +104,7 @@ class Program:
         """Every tensor between its parts, by name; arguments and errors are those of `run`, of one row at least."""
         known = self._check(tensors)
         for part in self.parts:
-            if isinstance(part, Graph):
+            if isinstance(part, Graph | Recurrence):
                 known.update(part.run(known))
                 continue
             try:
@@ -126,12 +124,18 @@ class Program:
         return known
 
 
+def _open(folder: Path, part: str | ForestCall | RecurrenceCall, threads: int) -> Part:
+    if isinstance(part, str):
+        return Graph.open(folder / part, threads)
+    return Recurrence.open(folder, part) if isinstance(part, RecurrenceCall) else Asked.open(folder, part, threads)
+
+
 def _sides(parts: Sequence[Part], named: Mapping[str, str]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """What a program asks for, and what it answers."""
     asked: dict[str, Tensor] = {}
     made: dict[str, Tensor] = {}
     for part in parts:
-        if isinstance(part, Graph):
+        if isinstance(part, Graph | Recurrence):
             reads, makes = part.inputs, part.outputs
         else:
             call, engine = part.call, part.engines[-1][1]

@@ -10,7 +10,7 @@ from typing import Any
 
 from tristage.errors import RepositoryError
 
-__all__ = ["PROGRAM_FILE", "Choice", "ForestCall", "ProgramFile", "read_calls"]
+__all__ = ["PROGRAM_FILE", "Choice", "ForestCall", "ProgramFile", "RecurrenceCall", "read_calls"]
 
 PROGRAM_FILE = "program.json"
 
@@ -52,15 +52,32 @@ class ForestCall:
 
 
 @dataclass(frozen=True)
+class RecurrenceCall:
+    """A GRU or LSTM layer that is asked between two graphs.
+
+    Attributes:
+        recurrence: the packed layer's file.
+        inputs: the tensor of ids or of projected inputs.
+        mask: the tensor of the mask, [rows, steps, 1]; None without.
+        makes: what the engine calls it -> the tensor that it becomes.
+    """
+
+    recurrence: str
+    inputs: str
+    mask: str | None
+    makes: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class ProgramFile:
     """What `program.json` says.
 
     Attributes:
-        parts: names of graphs' files, and forests, in the order they are evaluated in.
+        parts: names of graphs' files, forests and recurrences, in the order they are evaluated in.
         named: name of an answer -> the tensor it is.
     """
 
-    parts: tuple[str | ForestCall, ...]
+    parts: tuple[str | ForestCall | RecurrenceCall, ...]
     named: Mapping[str, str]
 
     def calls(self) -> list[ForestCall]:
@@ -83,9 +100,11 @@ class ProgramFile:
         return cls(tuple(map(_part, said["parts"])), dict(said["named"]))
 
 
-def _part(said: Mapping[str, Any]) -> str | ForestCall:
+def _part(said: Mapping[str, Any]) -> str | ForestCall | RecurrenceCall:
     if "graph" in said:
         return str(said["graph"])
+    if "recurrence" in said:
+        return RecurrenceCall(**said)
     engines = tuple(Choice(**choice) for choice in said["engines"])
     if not engines or engines[-1].rows is not None:
         raise ValueError(f"no engine answers any number of rows of step {said['step']}")

@@ -45,6 +45,7 @@ class Manifest:
         files: POSIX path relative to the repository -> SHA-256 in hexadecimal; every file but the manifest and README.
         notes: what the exporter wants known, one sentence each.
         tuned: how fast each engine answers each forest step, as `tristage tune` measured; None before.
+        rewrites: step -> what the exact rewrites of its graph found, and what they saved.
     """
 
     stack: str
@@ -56,6 +57,7 @@ class Manifest:
     files: Mapping[str, str]
     notes: tuple[str, ...] = field(default=())
     tuned: Tuning | None = None
+    rewrites: Mapping[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
 
 
 def write_manifest(repository: Path, manifest: Manifest) -> None:
@@ -96,6 +98,7 @@ def read_manifest(repository: Path) -> Manifest:
             files=dict(document["files"]),
             notes=tuple(document["notes"]),
             tuned=None if document["tuned"] is None else Tuning.of(document["tuned"]),
+            rewrites={step: tuple(found) for step, found in document.get("rewrites", {}).items()},
         )
     except (KeyError, TypeError, ValueError) as error:
         raise RepositoryError(f"{path} is incomplete ({error!r}); export the stack again") from error

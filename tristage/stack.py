@@ -87,14 +87,18 @@ class NetStep:
     Attributes:
         net: the artifact.
         reads: the net's input name -> the columns that make it, side by side.
+        rewrites: names of the exact rewrites that its graph may have, see `tristage.export.rewrites`; None allows all.
     """
 
     net: Any
     reads: Mapping[str, tuple[str, ...]]
+    rewrites: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         reads = {tensor: _names(columns) for tensor, columns in self.reads.items()}
         object.__setattr__(self, "reads", MappingProxyType(reads))
+        if self.rewrites is not None:
+            object.__setattr__(self, "rewrites", _names(self.rewrites))
 
     def references(self) -> tuple[str, ...]:
         """Everything the step reads."""

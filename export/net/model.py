@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import onnx
 from numpy.typing import NDArray
-from onnx import inliner, version_converter
+from onnx import inliner, numpy_helper, version_converter
 
 from tristage.errors import ArtifactError
 from tristage.export.onnx_graph import IR_VERSION, OPSET, OPSET_ML
+from tristage.export.rewrites.finding import Finding
+from tristage.export.tables import LARGE, externalize
 
 __all__ = ["Net", "NetConverter", "NetInput", "net_from_onnx"]
 
@@ -43,6 +46,7 @@ class Net:
         outputs: columns it answers with.
         dtype: of the answers.
         predict: the framework's own answer for arrays by input name: [rows, outputs].
+        rewritten: what the exact rewrites of its graph found.
     """
 
     model: onnx.ModelProto
@@ -50,6 +54,7 @@ class Net:
     outputs: int
     dtype: str
     predict: Callable[[Mapping[str, NDArray[Any]]], NDArray[Any]]
+    rewritten: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,21 +65,31 @@ class NetConverter:
         framework: its name.
         suffixes: of its files.
         modules: top-level packages of its model classes.
-        convert: (path or model, what it is called in messages) -> Net.
+        convert: (path or model, what it is called in messages, folder that large tables are written to, None to keep
+            them in memory) -> Net.
         marker: where its artifacts are folders, the file that makes a folder one.
     """
 
     framework: str
     suffixes: tuple[str, ...]
     modules: tuple[str, ...]
-    convert: Callable[[Any, str], Net]
+    convert: Callable[[Any, str, Path | None], Net]
     marker: str = ""
 
 
 def net_from_onnx(
-    model: onnx.ModelProto, what: str, predict: Callable[[Mapping[str, NDArray[Any]]], NDArray[Any]]
+    model: onnx.ModelProto,
+    what: str,
+    predict: Callable[[Mapping[str, NDArray[Any]]], NDArray[Any]],
+    tables: Path | None = None,
 ) -> Net:
     """Check that an ONNX model can be a step, and describe its inputs.
+
+    Args:
+        model: the model; its large tensors may lie in files of `tables` already.
+        what: what it is called in messages.
+        predict: asks the framework.
+        tables: the folder that large tensors are moved to; None leaves them where they are.
 
     Raises:
         ArtifactError: it has several outputs, an input of a rank above 2 or of a fixed number of rows, operators that
@@ -92,6 +107,8 @@ def net_from_onnx(
     if foreign or versions.get("ai.onnx.ml", 0) > OPSET_ML:
         what_it_needs = ", ".join(foreign) or f"ai.onnx.ml {versions['ai.onnx.ml']}"
         raise ArtifactError(f"{what}: it uses operators of {what_it_needs}; export it with plain ONNX operators")
+    if tables is not None:
+        model = _lighter(model, tables)
     if versions.get("", 0) < OPSET:
         constants = model.graph.initializer
         try:
@@ -120,6 +137,21 @@ def net_from_onnx(
             f"{what}: its output must have the shape [rows, n] with n known; it has {len(shape)} dimensions"
         )
     return Net(model=model, inputs=inputs, outputs=shape[1].dim_value, dtype=_DTYPES[answer.elem_type], predict=predict)
+
+
+def _lighter(model: onnx.ModelProto, tables: Path) -> onnx.ModelProto:
+    """The model with its large tensors in files: the version converter would copy them several times."""
+    large = {tensor.name: tensor for tensor in model.graph.initializer if len(tensor.raw_data) >= LARGE}
+    if not large:
+        return model
+    rest = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    rest.graph.name = model.graph.name
+    for field in ("node", "input", "output", "value_info", "sparse_initializer"):
+        getattr(rest.graph, field).extend(getattr(model.graph, field))
+    for tensor in model.graph.initializer:
+        moved = externalize(tensor.name, numpy_helper.to_array(tensor), tables) if tensor.name in large else tensor
+        rest.graph.initializer.append(moved)
+    return rest
 
 
 def _input(value: onnx.ValueInfoProto, what: str) -> NetInput:

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from tristage.errors import ArtifactError
 from tristage.export.net.model import Net, NetConverter, net_from_onnx
+from tristage.export.tables import externalize, nested_tensors, read_tensor
 
 __all__ = ["ONNX"]
 
 
-def convert(artifact: Any, what: str) -> Net:
+def convert(artifact: Any, what: str, tables: Path | None = None) -> Net:
     """Take an ONNX model; ONNX Runtime is asked what it answers.
 
     Raises:
@@ -25,9 +26,16 @@ def convert(artifact: Any, what: str) -> Net:
     import onnxruntime
 
     try:
-        model = onnx.load(artifact) if isinstance(artifact, Path) else artifact
-        onnx.checker.check_model(model)
-        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        if isinstance(artifact, Path):
+            onnx.checker.check_model(str(artifact))  # by its path, so that it may be larger than a protobuf
+            session = onnxruntime.InferenceSession(str(artifact), providers=["CPUExecutionProvider"])
+            model = onnx.load(artifact, load_external_data=tables is None)
+            if tables is not None:
+                _take_tables(model, artifact.parent, tables)
+        else:
+            model = artifact
+            onnx.checker.check_model(model)
+            session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     except Exception as error:  # protobuf, checker and runtime each raise their own kinds
         raise ArtifactError(
             f"{what}: {artifact if isinstance(artifact, Path) else 'it'} is no valid ONNX model ({error})"
@@ -37,7 +45,17 @@ def convert(artifact: Any, what: str) -> Net:
     def predict(inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         return np.asarray(session.run(None, {name: inputs[name] for name in names})[0])
 
-    return net_from_onnx(model, what, predict)
+    return net_from_onnx(model, what, predict, tables)
+
+
+def _take_tables(model: onnx.ModelProto, folder: Path, tables: Path) -> None:
+    """Copy what lies in files beside a graph: a large tensor to a file of its own in `tables`, a small one into it."""
+    for place, tensor in enumerate(model.graph.initializer):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            model.graph.initializer[place].CopyFrom(externalize(tensor.name, read_tensor(tensor, folder), tables))
+    for tensor in nested_tensors(model.graph):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            tensor.CopyFrom(externalize(tensor.name, read_tensor(tensor, folder), None))
 
 
 ONNX = NetConverter(framework="ONNX", suffixes=(".onnx",), modules=("onnx",), convert=convert)

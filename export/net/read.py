@@ -19,14 +19,19 @@ __all__ = ["NETS", "find_converter", "read_net"]
 NETS: list[NetConverter] = [KERAS, TORCH, ONNX, SAVED_MODEL, TORCH_SCRIPT]
 
 
-def read_net(step: str, artifact: Any) -> Net:
+def read_net(step: str, artifact: Any, tables: Path | None = None) -> Net:
     """Read and convert a step's net.
+
+    Args:
+        step: the step's name.
+        artifact: the net, or its file.
+        tables: the folder that large tables are written to; None keeps them in memory.
 
     Raises:
         ArtifactError: nobody knows its kind, or its converter fails.
     """
     converter = find_converter(step, artifact)
-    return converter.convert(Path(artifact) if isinstance(artifact, str) else artifact, f"step {step}")
+    return converter.convert(Path(artifact) if isinstance(artifact, str) else artifact, f"step {step}", tables)
 
 
 def find_converter(step: str, artifact: Any) -> NetConverter:

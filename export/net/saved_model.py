@@ -19,7 +19,7 @@ _OPSET = 18  # the newest that tf2onnx 1.17 writes; `net_from_onnx` brings it up
 _SIGNATURE = "serving_default"
 
 
-def convert(artifact: Any, what: str) -> Net:
+def convert(artifact: Any, what: str, tables: Path | None = None) -> Net:
     """Convert a SavedModel through tf2onnx. Several outputs become columns side by side, in the order of their names.
 
     Raises:
@@ -69,7 +69,7 @@ def convert(artifact: Any, what: str) -> Net:
         onnx.checker.check_model(model)  # tf2onnx leaves an operation in place that it does not know
     except Exception as error:  # tf2onnx raises many kinds
         raise ArtifactError(f"{what}: tf2onnx {tf2onnx.__version__} cannot convert it ({error})") from error
-    return net_from_onnx(model, what, predict)
+    return net_from_onnx(model, what, predict, tables)
 
 
 SAVED_MODEL = NetConverter(

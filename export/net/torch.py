@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from tristage.errors import ArtifactError
 from tristage.export.net.model import Net, NetConverter, net_from_onnx
 from tristage.export.onnx_graph import OPSET
+from tristage.export.tables import LARGE, store
 
 __all__ = ["TORCH", "first_line", "quiet"]
 
 
-def convert(artifact: Any, what: str) -> Net:
+def convert(artifact: Any, what: str, tables: Path | None = None) -> Net:
     """Convert an ExportedProgram through torch's own ONNX exporter.
 
     Raises:
@@ -54,6 +55,8 @@ def convert(artifact: Any, what: str) -> Net:
     except Exception as error:  # the exporter raises many kinds
         raise ArtifactError(f"{what}: torch cannot write it as ONNX ({first_line(error)})") from error
     assert exported is not None
+    if tables is not None:
+        _store_tables(exported.model, tables)
     names = program.graph_signature.user_inputs
     module = program.module()
 
@@ -64,7 +67,20 @@ def convert(artifact: Any, what: str) -> Net:
             answer = module(*arguments, **keywords)
         return np.asarray(answer.numpy())
 
-    return net_from_onnx(exported.model_proto, what, predict)
+    return net_from_onnx(exported.model_proto, what, predict, tables)
+
+
+def _store_tables(model: Any, tables: Path) -> None:
+    """Write large tensors to files, straight from torch's memory: they are never in a protobuf."""
+    import onnx_ir
+
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes >= LARGE:
+            file = store(tensor.numpy(), tables)
+            value.const_value = onnx_ir.ExternalTensor(
+                file, 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=tensor.name, base_dir=tables
+            )
 
 
 def _check_dynamic(program: Any, what: str) -> None:

@@ -35,7 +35,7 @@ class NamedTorchScript:
     inputs: tuple[NetInput, ...]
 
 
-def convert(artifact: Any, what: str) -> Net:
+def convert(artifact: Any, what: str, tables: Path | None = None) -> Net:
     """Convert TorchScript through torch's exporter for it. Several outputs become columns side by side.
 
     Raises:
@@ -85,7 +85,7 @@ def convert(artifact: Any, what: str) -> Net:
         with torch.no_grad():
             return np.asarray(module(*(torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in names)).numpy())
 
-    return net_from_onnx(onnx.load_from_string(buffer.getvalue()), what, predict)
+    return net_from_onnx(onnx.load_from_string(buffer.getvalue()), what, predict, tables)
 
 
 def _open(script: Any, what: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from tristage.export.tuning.golden import (
 from tristage.manifest import Manifest
 from tristage.serving.forest import ForestError
 from tristage.serving.graph import Graph, GraphError
-from tristage.serving.program_file import PROGRAM_FILE, Choice, ForestCall, ProgramFile
+from tristage.serving.program_file import PROGRAM_FILE, Choice, ForestCall, ProgramFile, RecurrenceCall
+from tristage.serving.recurrence.call import Recurrence
 from tristage.serving.runner import Runnable
 from tristage.tuning import ForestTuning
 
@@ -71,10 +73,13 @@ class Walk:
                 self._graph(version, lambda folder: open_model(folder, self._trust))
                 continue
             said = ProgramFile.read(version / PROGRAM_FILE)
-            parts: list[str | ForestCall] = []
+            parts: list[str | ForestCall | RecurrenceCall] = []
             for part in said.parts:
                 if isinstance(part, str):
                     self._graph(version / part, Graph.open)
+                    parts.append(part)
+                elif isinstance(part, RecurrenceCall):
+                    self._graph(version, partial(Recurrence.open, call=part))
                     parts.append(part)
                 else:
                     self._on_stage(part.step)

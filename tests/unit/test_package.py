@@ -21,7 +21,7 @@ HEAVY = (
 )
 
 
-SOURCES = (".c", ".h", ".txt")  # of the forest engine, which is installed compiled
+SOURCES = (".c", ".h", ".txt")  # of the engines, which are installed compiled
 
 
 def _wheel(folder: Path, compiler: str | None = None) -> set[str]:
@@ -49,11 +49,14 @@ def test_the_installed_package_is_what_is_tested() -> None:
 def test_the_wheel_holds_every_module_of_the_tree(tmp_path: Path) -> None:
     held = _wheel(tmp_path)
     compiled = {name for name in held if name.endswith(".so")}
-    assert {name.split(".")[0] for name in compiled} == {"tristage/serving/forest/_engine"}
+    assert {name.split(".")[0] for name in compiled} == {
+        "tristage/serving/forest/_engine",
+        "tristage/serving/recurrence/_layer",
+    }
     assert held - compiled == _tree()
 
 
-def test_without_a_compiler_all_but_the_forest_engine_is_installed(tmp_path: Path) -> None:
+def test_without_a_compiler_all_but_the_engines_is_installed(tmp_path: Path) -> None:
     assert _wheel(tmp_path, compiler="/no/compiler") == _tree()
     script = "from tristage.serving.forest import available; print(available())"
     (wheel,) = tmp_path.glob("*.whl")
@@ -66,7 +69,14 @@ def test_without_a_compiler_all_but_the_forest_engine_is_installed(tmp_path: Pat
 
 @pytest.mark.parametrize(
     "module",
-    ["tristage.client", "tristage.loadtest", "tristage.cli", "tristage.serving.runner", "tristage.serving.forest"],
+    [
+        "tristage.client",
+        "tristage.loadtest",
+        "tristage.cli",
+        "tristage.serving.runner",
+        "tristage.serving.forest",
+        "tristage.serving.recurrence",
+    ],
 )
 def test_light_modules_import_nothing_heavy(module: str) -> None:
     script = f"import sys, {module}; print(*sorted(set({HEAVY!r}) & set(sys.modules)))"
