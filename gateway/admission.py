@@ -102,17 +102,20 @@ class Admission:
             )
 
     @contextmanager
-    def slot(self) -> Iterator[None]:
+    def slot(self, late: int = 0) -> Iterator[None]:
         """A place for one request while it is answered.
+
+        Args:
+            late: places taken by requests that nobody waits for any more.
 
         Raises:
             Refusal: 503, all places are taken.
         """
-        if self.in_flight >= self._settings.max_in_flight:
+        if self.in_flight + late >= self._settings.max_in_flight:
             raise Refusal(
                 503,
                 "full",
-                f"{self.in_flight} requests are being answered already; try again in a second",
+                f"{self.in_flight + late} requests are being answered already; try again in a second",
                 headers=RETRY_AFTER,
             )
         self.in_flight += 1

@@ -76,7 +76,7 @@ def create_app(settings: Settings) -> FastAPI:
     metrics, admission = Metrics(), Admission(settings)
     triton = Triton(settings.url, settings.stack, settings.repository)
     predictor = Predictor(settings, triton, admission, metrics)
-    metrics.in_flight.set_function(lambda: admission.in_flight)
+    metrics.in_flight.set_function(lambda: admission.in_flight + triton.late)
     metrics.up.set_function(lambda: float(triton.away is None))
 
     @contextlib.asynccontextmanager
@@ -127,7 +127,7 @@ def create_app(settings: Settings) -> FastAPI:
         return {
             **answer,
             "gateway": metrics.totals(),
-            "in_flight": admission.in_flight,
+            "in_flight": admission.in_flight + triton.late,
             "max_in_flight": settings.max_in_flight,
         }
 

@@ -89,7 +89,7 @@ class Predictor:
     @contextmanager
     def _admitted(self, request: Request) -> Iterator[None]:
         self._admission.spend(self._admission.identify(request.headers))
-        with self._admission.slot():
+        with self._admission.slot(self._triton.late):
             yield
 
     def _deadline(self, request: Request) -> float:

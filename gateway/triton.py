@@ -33,6 +33,7 @@ _LOOK = 1.0  # seconds between two looks at a server that is there
 _LOOK_AWAY = 0.25  # and at one that is not
 _PATIENCE = 2.0  # seconds a look may take
 _SLOW = 3  # looks in a row that come too late, before a server that keeps its connection counts as away
+_HUNG = 120.0  # seconds after which a call is given up for good
 _FRESH = 0.9  # seconds that statistics are good for, however many pages ask
 
 
@@ -64,11 +65,17 @@ class Triton:
         self._repository = repository
         self._seen = ""  # the configuration that `served` was made of
         self._slow = 0
+        self._late: set[asyncio.Future[Tensors]] = set()
         self._looked, self._wake = asyncio.Event(), asyncio.Event()
         self._statistics: tuple[float, dict[str, Any]] = (float("-inf"), {})
         self._asking = asyncio.Lock()
         self.served: Served | None = None
         self.away: str | None = "Triton has not been asked yet"
+
+    @property
+    def late(self) -> int:
+        """Calls that nobody waits for any more, and Triton still works on."""
+        return len(self._late)
 
     @property
     def url(self) -> str:
@@ -118,16 +125,30 @@ class Triton:
     async def ask(
         self, model: str, tensors: Tensors, outputs: list[str], deadline: float, headers: Mapping[str, str]
     ) -> Tensors:
-        """Ask one model; errors as `infer`'s."""
-        seconds = max(deadline - time.monotonic(), 1e-3)
+        """Ask one model; errors as `infer`'s.
+
+        At the deadline the caller is told so, and the call is left to end by itself: an ensemble's request that is
+        cancelled midway is never forgotten by Triton 2.51, which then waits for it when it ends (seen with any client).
+        """
+        seconds = max(deadline - time.monotonic(), 0.0)
+        passed_on = {**headers, "x-request-timeout-ms": str(int(seconds * 1000))}
+        call = asyncio.ensure_future(self._transport.infer(model, tensors, outputs, _HUNG, headers=passed_on))
+        await asyncio.wait({call}, timeout=seconds)
+        if not call.done():
+            self._late.add(call)
+            call.add_done_callback(self._forget)
+            raise AnswerTooLate(f"{self.url} did not answer in time", url=self.url)
         try:
-            return await self._transport.infer(model, tensors, outputs, seconds, headers=headers)
-        except AnswerTooLate:
-            raise
+            return call.result()
         except ServerUnavailable as error:
             self.away = str(error)  # the next requests need not find out for themselves
             self._wake.set()
             raise
+
+    def _forget(self, call: asyncio.Future[Tensors]) -> None:
+        self._late.discard(call)
+        if not call.cancelled():
+            call.exception()  # looked at, so that nobody complains that it was not
 
     async def statistics(self) -> dict[str, Any]:
         """Every model's statistics; one question a second, however many ask.

@@ -40,6 +40,8 @@ _FEATURES = """
             time.sleep(1.5)
         if word[0, 0] == b"nap":
             time.sleep(0.02)
+        if word[0, 0] == b"crash":
+            raise RuntimeError("the model has crashed")
         if word[0, 0] == b"fail":
             raise pb_utils.TritonModelException("the model is unwell")
         age = np.nan_to_num(x("user.age"), nan=-1.0)
