@@ -1,7 +1,7 @@
 // The ensemble as cards in layers, each behind those it reads, and curves from card to card.
 import { make, makeSvg, number } from "./dom.js";
 
-const NARROW = matchMedia("(max-width: 46rem)");
+const NARROW = matchMedia("(max-width: 62rem)");
 
 export class Graph {
   constructor(root, stack) {
