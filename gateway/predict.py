@@ -108,14 +108,17 @@ class Predictor:
         most = self._settings.max_body
         refusal = Refusal(413, "size", f"the body holds more than {most} bytes; send the rows in several requests")
         length = request.headers.get("content-length", "0")
-        if length.isdigit() and int(length) > most:
+        if length.isdigit() and int(length) > 4 * most:
             raise refusal
         parts, size = [], 0
         async for part in request.stream():
             size += len(part)
-            if size > most:
+            if size > 4 * most:
                 raise refusal
-            parts.append(part)
+            if size <= most:
+                parts.append(part)
+        if size > most:  # read to its end, since a caller that is still sending would see a broken connection only
+            raise refusal
         return b"".join(parts)
 
 

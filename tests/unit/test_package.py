@@ -79,6 +79,7 @@ def test_without_a_compiler_all_but_the_engines_is_installed(tmp_path: Path) -> 
     [
         "tristage.client",
         "tristage.loadtest",
+        "tristage.gateway.app",
         "tristage.cli",
         "tristage.serving.runner",
         "tristage.serving.forest",
