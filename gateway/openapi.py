@@ -51,7 +51,7 @@ def fill_in(document: dict[str, Any], served: Served | None, settings: Settings)
 
 
 def row_schema(served: Served) -> dict[str, Any]:
-    """JSON Schema of a row: what it allows is taken, and what it does not is refused."""
+    """JSON Schema of a row: what it allows is taken, and what it does not is refused (but in lists what is cut off)."""
     return {
         "type": "object",
         "title": f"A row of {served.signature.stack}",
@@ -91,15 +91,18 @@ def _value(column: Column, *, nullable: bool) -> dict[str, Any]:
         return {"type": _or_null("string", nullable), "not": {"const": NULL_STRING}}
     if column.dtype == "bool":
         return {"type": ["boolean", "integer", *(["null"] if nullable else [])], "minimum": 0, "maximum": 1}
-    if column.dtype.startswith("float"):
-        most = float(np.finfo(column.dtype).max)
-        return _number("number", column, -most, most, nullable)
+    if column.dtype == "float32":  # what lies a little above its maximum is still rounded to it
+        most = (2.0 - 2.0**-24) * 2.0**127
+        return _number("number", column, nullable, exclusiveMinimum=-most, exclusiveMaximum=most)
+    if column.dtype == "float64":
+        most = float(np.finfo(np.float64).max)
+        return _number("number", column, nullable, minimum=-most, maximum=most)
     limits = np.iinfo(column.dtype)
-    return _number("integer", column, int(limits.min), int(limits.max), nullable)
+    return _number("integer", column, nullable, minimum=int(limits.min), maximum=int(limits.max))
 
 
-def _number(kind: str, column: Column, low: float, high: float, nullable: bool) -> dict[str, Any]:
-    return {"type": _or_null(kind, nullable), "format": column.dtype, "minimum": low, "maximum": high}
+def _number(kind: str, column: Column, nullable: bool, **limits: float) -> dict[str, Any]:
+    return {"type": _or_null(kind, nullable), "format": column.dtype, **limits}
 
 
 def _or_null(kind: str, nullable: bool) -> str | list[str]:

@@ -367,7 +367,7 @@ def test_schemathesis_finds_no_fault(gateway: str) -> None:
     ]
     command += [
         "--checks",
-        "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance",
+        "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,positive_data_acceptance",
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd="/tmp")
     assert done.returncode == 0, done.stdout[-5000:]
@@ -454,7 +454,7 @@ def test_triton_is_killed_under_load_and_comes_back(repository: Path) -> None:
                 found = load.result(60)
                 assert ask(f"{url}/v1/predict", body).status == 200
     assert {status for _, status, _, _ in found} == {200, 503}
-    assert max(took for _, status, took, _ in found if status == 503) < 1.0
+    assert max(took for _, status, took, _ in found if status == 503) < 3.0
     during = [status for began, status, took, _ in found if killed + 1 < began and began + took < back - 0.5]
     assert during
     assert set(during) == {503}

@@ -101,6 +101,10 @@ def test_an_example_made_up_is_a_good_row() -> None:
     properties = row_schema(Served(EVERY, (), None, row))["properties"]
     assert list(properties) == [column.name for column in COLUMNS]
     assert properties["int8"]["minimum"] == -128
+    least = properties["float32"]["exclusiveMaximum"]
+    assert "float32" in encode([{**row, "float32": math.nextafter(least, 0)}], EVERY)
+    with pytest.raises(InputError, match="too large"):
+        encode([{**row, "float32": least}], EVERY)
     assert properties["uint64"]["maximum"] == 2**64 - 1
     assert properties["bool?"]["type"] == ["boolean", "integer", "null"]
     assert properties["string?2"]["type"] == ["array", "null"]
