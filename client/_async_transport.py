@@ -32,9 +32,15 @@ class AsyncTransport(Protocol):
         ...
 
     async def infer(
-        self, model: str, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str], timeout: float
+        self,
+        model: str,
+        inputs: Mapping[str, NDArray[Any]],
+        outputs: Sequence[str],
+        timeout: float,
+        *,
+        headers: Mapping[str, str] | None = None,
     ) -> Tensors:
-        """As `Transport.infer`."""
+        """As `Transport.infer`; `headers` go along (over gRPC as metadata: in lower case), for the server's traces."""
         ...
 
     async def statistics(self, model: str, timeout: float) -> dict[str, Any]:
@@ -90,10 +96,16 @@ class AsyncHttpTransport:
         return _wire.http_models(self.url, (await self._ask("POST", "index", "", timeout))[0])
 
     async def infer(
-        self, model: str, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str], timeout: float
+        self,
+        model: str,
+        inputs: Mapping[str, NDArray[Any]],
+        outputs: Sequence[str],
+        timeout: float,
+        *,
+        headers: Mapping[str, str] | None = None,
     ) -> Tensors:
-        body, headers = _wire.http_request(inputs, outputs)
-        answer, length = await self._ask("POST", "infer", model, timeout, body, headers)
+        body, own = _wire.http_request(inputs, outputs)
+        answer, length = await self._ask("POST", "infer", model, timeout, body, {**(headers or {}), **own})
         return _wire.http_answer(self.url, model, answer, length, outputs)
 
     async def close(self) -> None:
@@ -182,9 +194,15 @@ class AsyncGrpcTransport:
         return sorted({str(model.name) for model in (await self._ask("index", "", timeout)).models})
 
     async def infer(
-        self, model: str, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str], timeout: float
+        self,
+        model: str,
+        inputs: Mapping[str, NDArray[Any]],
+        outputs: Sequence[str],
+        timeout: float,
+        *,
+        headers: Mapping[str, str] | None = None,
     ) -> Tensors:
-        answer = await self._ask("infer", model, timeout, _wire.grpc_request(model, inputs, outputs))
+        answer = await self._ask("infer", model, timeout, _wire.grpc_request(model, inputs, outputs), headers)
         return _wire.grpc_answer(self.url, model, answer, outputs)
 
     async def close(self) -> None:
@@ -193,7 +211,9 @@ class AsyncGrpcTransport:
         if channel is not None:
             await channel.close()
 
-    async def _ask(self, kind: str, model: str, timeout: float, request: Any = None) -> Any:
+    async def _ask(
+        self, kind: str, model: str, timeout: float, request: Any = None, headers: Mapping[str, str] | None = None
+    ) -> Any:
         import grpc
         from tritonclient.grpc import service_pb2_grpc
 
@@ -204,7 +224,9 @@ class AsyncGrpcTransport:
             self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         method, question = _wire.grpc_question(kind, model)
         try:
-            return await getattr(self._stub, method)(question if request is None else request, timeout=timeout)
+            return await getattr(self._stub, method)(
+                question if request is None else request, timeout=timeout, metadata=tuple((headers or {}).items())
+            )
         except grpc.RpcError as error:
             raise _wire.grpc_error(self.url, _wire.asked(kind, model), error, timeout) from error
         except (grpc.aio.UsageError, ValueError) as error:  # closed meanwhile

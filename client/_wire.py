@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tristage.columns import DTYPES
-from tristage.errors import InferenceFailed, InputError, ServerUnavailable
+from tristage.errors import AnswerTooLate, InferenceFailed, InputError, ServerUnavailable
 
 if TYPE_CHECKING:
     import grpc
@@ -125,9 +125,9 @@ def unavailable(url: str, reason: object) -> ServerUnavailable:
     )
 
 
-def too_late(url: str, timeout: float) -> ServerUnavailable:
+def too_late(url: str, timeout: float) -> AnswerTooLate:
     """The server took longer than it was given."""
-    return ServerUnavailable(
+    return AnswerTooLate(
         f"{url} did not answer within {timeout:g} s; is it running and not overloaded? Start one with "
         "`tristage serve REPOSITORY`, send fewer rows at once, or allow a longer timeout",
         url=url,

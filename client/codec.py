@@ -64,6 +64,17 @@ def encode(
     Warns:
         ListTruncated: lists were longer than declared, once for each such column.
     """
+    tensors, cut = encode_and_count(rows, signature, unknown=unknown, first_row=first_row)
+    for column in signature.inputs:
+        if column.name in cut and column.length is not None:
+            warnings.warn(ListTruncated(column.name, cut[column.name], column.length), stacklevel=2)
+    return tensors
+
+
+def encode_and_count(
+    rows: Any, signature: Signature, *, unknown: Unknown = "error", first_row: int = 0
+) -> tuple[dict[str, NDArray[Any]], dict[str, int]]:
+    """`encode` without warnings, which are the whole process's: also says how many rows' lists were cut, by column."""
     if unknown not in ("error", "ignore"):
         raise InputError(f'unknown must be "error" or "ignore", not {unknown!r}')
     if _is_pandas(rows):
@@ -73,11 +84,8 @@ def encode(
         tensors = _encode_frame(list(frame.schema.names), frame, signature, unknown, first_row, _from_arrow)
     else:
         tensors = _encode_dicts(_check_dicts(rows), signature, unknown, first_row)
-    for column in signature.inputs:
-        cut = tensors[column.name][1]
-        if cut and column.length is not None:
-            warnings.warn(ListTruncated(column.name, cut, column.length), stacklevel=2)
-    return {column.name: tensors[column.name][0] for column in signature.inputs}
+    names = [column.name for column in signature.inputs]
+    return {name: tensors[name][0] for name in names}, {name: tensors[name][1] for name in names if tensors[name][1]}
 
 
 def decode(outputs: Mapping[str, NDArray[Any]], signature: Signature, like: Any) -> Any:

@@ -13,6 +13,7 @@ from tristage.client.cli import predict, verify
 from tristage.errors import TristageError
 from tristage.export.cli import export, inspect
 from tristage.export.tuning.cli import tune
+from tristage.gateway.cli import gateway
 from tristage.loadtest.cli import compare, loadtest
 from tristage.serving.cli import serve
 from tristage.terminal import console, out
@@ -31,7 +32,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",  # joins a docstring's lines
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (export, tune, inspect, serve, verify, predict, loadtest, compare):
+for command in (export, tune, inspect, serve, gateway, verify, predict, loadtest, compare):
     app.command()(command)
 
 
@@ -79,6 +80,8 @@ def _note(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -
 _EXTRAS = {
     "aiohttp": "client",
     "catboost": "forests",
+    "fastapi": "gateway",
+    "fastapi_offline": "gateway",
     "grpc": "client",
     "hpack": "loadtest",
     "joblib": "forests",
@@ -88,13 +91,16 @@ _EXTRAS = {
     "nvtabular": "export",
     "onnx": "export",
     "onnxruntime": "serve",
+    "prometheus_client": "gateway",
     "pyarrow": "client",
     "pytriton": "serve",
     "sklearn": "forests",
     "tensorflow": "tensorflow",
     "torch": "torch",
+    "starlette": "gateway",
     "treelite": "export",
     "tritonclient": "client",
+    "uvicorn": "gateway",
     "xgboost": "export",
     "yaml": "export",
     "yarl": "client",

@@ -11,6 +11,7 @@
     ├── ServerError           the server could not be started, reached or understood
     │   ├── PortInUse         a port is already taken
     │   ├── ServerUnavailable nothing answers, or what answered went away
+    │   │   └── AnswerTooLate it took longer than it was given
     │   └── InferenceFailed   the server refused or failed the request
     └── ParityError           served answers differ from the training libraries' answers
 
@@ -23,6 +24,7 @@ from __future__ import annotations
 from pathlib import Path
 
 __all__ = [
+    "AnswerTooLate",
     "ArtifactError",
     "ExportError",
     "InferenceFailed",
@@ -96,6 +98,10 @@ class ServerUnavailable(ServerError):
     def __init__(self, message: str, *, url: str) -> None:
         super().__init__(message)
         self.url = url
+
+
+class AnswerTooLate(ServerUnavailable):
+    """The server at `url` took longer to answer than it was given."""
 
 
 class InferenceFailed(ServerError):

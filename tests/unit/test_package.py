@@ -14,7 +14,14 @@ import tristage
 from tristage import errors
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = {"tristage": "", "export": "export/", "serving": "serving/", "client": "client/", "loadtest": "loadtest/"}
+FOLDERS = {
+    "tristage": "",
+    "export": "export/",
+    "serving": "serving/",
+    "client": "client/",
+    "loadtest": "loadtest/",
+    "gateway": "gateway/",
+}
 HEAVY = (
     *("torch", "tensorflow", "keras", "nvtabular", "merlin", "dask", "pandas", "onnx"),
     *("xgboost", "lightgbm", "catboost", "sklearn", "treelite", "daal4py"),
@@ -72,6 +79,7 @@ def test_without_a_compiler_all_but_the_engines_is_installed(tmp_path: Path) -> 
     [
         "tristage.client",
         "tristage.loadtest",
+        "tristage.gateway.app",
         "tristage.cli",
         "tristage.serving.runner",
         "tristage.serving.forest",
@@ -86,7 +94,7 @@ def test_light_modules_import_nothing_heavy(module: str) -> None:
 
 def test_the_command_line_teaches() -> None:
     tristage_command = str(Path(sys.executable).with_name("tristage"))
-    for command in ("", "export", "tune", "inspect", "serve", "verify", "predict", "loadtest", "compare"):
+    for command in ("", "export", "tune", "inspect", "serve", "gateway", "verify", "predict", "loadtest", "compare"):
         arguments = [tristage_command, *([command] if command else []), "--help"]
         done = subprocess.run(arguments, check=True, capture_output=True, text=True, timeout=60)
         assert "Usage" in done.stdout

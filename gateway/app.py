@@ -1,0 +1,186 @@
+"""The ASGI application: which path answers what."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi_offline import FastAPIOffline
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.responses import FileResponse, JSONResponse
+from starlette.staticfiles import StaticFiles
+
+from tristage import __version__
+from tristage.errors import ServerError
+from tristage.gateway.admission import Admission, Refusal, problem
+from tristage.gateway.envelope import Envelope, request_id
+from tristage.gateway.live import describe, models_now
+from tristage.gateway.metrics import Metrics
+from tristage.gateway.openapi import fill_in
+from tristage.gateway.predict import Predictor
+from tristage.gateway.settings import Settings
+from tristage.gateway.triton import Triton
+
+__all__ = ["create_app"]
+
+_PAGE = Path(__file__).parent / "page"
+
+
+class Problem(BaseModel):
+    """Why a request got no answer."""
+
+    error: str
+    reason: str
+    column: str | None
+    row: int | None
+    request_id: str
+
+
+class StepAnswer(BaseModel):
+    """What one step answered."""
+
+    step: str
+    model: str
+    ms: float
+    outputs: list[dict[str, Any]]
+
+
+class Steps(BaseModel):
+    """A row, answered step by step."""
+
+    steps: list[StepAnswer]
+    prediction: dict[str, float | None]
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": Problem} for status in statuses}
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The gateway as an ASGI application.
+
+    Args:
+        settings: where Triton is, whom to let in, and how much to take.
+
+    Raises:
+        InputError: Triton's URL cannot be read.
+    """
+    metrics, admission = Metrics(), Admission(settings)
+    triton = Triton(settings.url, settings.stack, settings.repository)
+    predictor = Predictor(settings, triton, admission, metrics)
+    metrics.in_flight.set_function(lambda: admission.in_flight + triton.late)
+    metrics.up.set_function(lambda: float(triton.away is None))
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        watching = asyncio.create_task(triton.watch())
+        await triton.first_look(2.0)
+        yield
+        watching.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watching
+        await triton.close()
+
+    app = FastAPIOffline(
+        title="tristage gateway",
+        version=__version__,
+        description="Predictions of a served stack.",
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    guarded = _problems(401, 429, 503)
+
+    @app.post("/v1/predict", responses=_problems(400, 413, 415, 502, 504) | guarded, response_class=Response)
+    async def predict(request: Request) -> Response:
+        """Predict rows: JSON, an Arrow stream or file, or Parquet; answers come in the same kind."""
+        return await predictor.predict(request)
+
+    @app.post("/v1/steps", responses=_problems(400, 413, 415, 502, 504) | guarded, response_model=Steps)
+    async def steps(request: Request) -> Response:
+        """Answer one row a step at a time, and show what each step made of it."""
+        return _json(await predictor.steps(request))
+
+    @app.get("/v1/stack", responses=guarded)
+    async def stack(request: Request) -> dict[str, Any]:
+        """The stack: columns, graph, versions, checksums."""
+        admission.identify(request.headers)
+        return describe(predictor.served())
+
+    @app.get("/v1/live", responses=_problems(401))
+    async def live(request: Request) -> dict[str, Any]:
+        """Running totals: each step's calls, errors and time from Triton's statistics, and the gateway's own."""
+        admission.identify(request.headers)
+        answer: dict[str, Any] = {"at": time.monotonic(), "models": {}, "away": triton.away}
+        if triton.served is not None and triton.away is None:
+            try:
+                answer |= models_now(triton.served, await triton.statistics())
+            except ServerError as error:
+                answer["away"] = str(error)
+        return {
+            **answer,
+            "gateway": metrics.totals(),
+            "in_flight": admission.in_flight + triton.late,
+            "max_in_flight": settings.max_in_flight,
+        }
+
+    @app.get("/livez")
+    async def livez() -> dict[str, str]:
+        """Whether the gateway itself runs."""
+        return {"status": "alive"}
+
+    @app.get("/readyz", responses=_problems(503))
+    async def readyz() -> dict[str, str]:
+        """Whether a prediction can be had: Triton answers, and the stack is ready."""
+        return {"status": "ready", "stack": predictor.served().signature.stack}
+
+    @app.get("/metrics", response_class=Response)
+    async def prometheus() -> Response:
+        """The gateway's counters, for Prometheus. Triton has its own."""
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(_PAGE / "index.html", headers={"Cache-Control": "no-cache"})
+
+    @app.exception_handler(Refusal)
+    async def refused(request: Request, refusal: Refusal) -> JSONResponse:
+        metrics.refuse(refusal.code)
+        return JSONResponse(problem(refusal, request_id(request.scope)), refusal.status, refusal.headers)
+
+    @app.exception_handler(HTTPException)
+    async def not_found(request: Request, error: HTTPException) -> JSONResponse:
+        fault = Refusal(error.status_code, "path", f"{request.method} {request.url.path}: {error.detail}; see /docs")
+        return JSONResponse(problem(fault, request_id(request.scope)), error.status_code, error.headers)
+
+    documented = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        app.openapi_schema = None
+        return fill_in(documented(), triton.served, settings)
+
+    app.openapi = openapi  # type: ignore[method-assign]
+    app.mount("/page", StaticFiles(directory=_PAGE), name="page")
+    if settings.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-Request-ID", "X-Request-Timeout-Ms"],
+            expose_headers=["X-Request-ID", "X-Lists-Cut", "Retry-After"],
+        )
+    app.add_middleware(Envelope, metrics=metrics)
+    return app
+
+
+def _json(content: Any) -> Response:
+    from pydantic_core import to_json
+
+    return Response(to_json(content, inf_nan_mode="null"), media_type="application/json")

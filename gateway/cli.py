@@ -1,0 +1,131 @@
+"""The command `tristage gateway`."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tristage.errors import InputError, PortInUse, ServerError
+from tristage.terminal import console
+
+__all__ = ["gateway"]
+
+
+def gateway(
+    url: Annotated[
+        str, typer.Option(help="Triton: grpc://HOST:8001 or http://HOST:8000.", envvar="TRISTAGE_TRITON_URL")
+    ] = "grpc://127.0.0.1:8001",
+    repository: Annotated[
+        Path | None,
+        typer.Option(
+            help="The repository that Triton serves, for versions, checksums and an example.",
+            envvar="TRISTAGE_REPOSITORY",
+        ),
+    ] = None,
+    stack: Annotated[
+        str | None, typer.Option(help="The stack's name, where the server has several.", envvar="TRISTAGE_STACK")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 is all of them.", envvar="TRISTAGE_LISTEN_HOST")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(help="Port to listen on; 0 picks a free one.", envvar="TRISTAGE_LISTEN_PORT")
+    ] = 8080,
+    max_in_flight: Annotated[
+        int, typer.Option(help="Requests taken at once; more get 503.", envvar="TRISTAGE_MAX_IN_FLIGHT", min=1)
+    ] = 256,
+    max_rows: Annotated[
+        int, typer.Option(help="Rows that one request may hold.", envvar="TRISTAGE_MAX_ROWS", min=1)
+    ] = 8192,
+    max_body_mib: Annotated[
+        int, typer.Option(help="MiB that one request's body may hold.", envvar="TRISTAGE_MAX_BODY_MIB", min=1)
+    ] = 16,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds that one request may take.", envvar="TRISTAGE_TIMEOUT", min=0.001)
+    ] = 10.0,
+    rate: Annotated[
+        float | None,
+        typer.Option(help="Requests a second that each API key may send; any number if unset.", envvar="TRISTAGE_RATE"),
+    ] = None,
+    api_keys_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of name:key, one a line; whoever has none is refused. Or the same in TRISTAGE_API_KEYS.",
+            envvar="TRISTAGE_API_KEYS_FILE",
+        ),
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A web page's origin that may call, such as https://shop.example; none may if unset.",
+            envvar="TRISTAGE_CORS_ORIGINS",
+        ),
+    ] = None,
+) -> None:
+    """Answer over HTTP and JSON in front of Triton, with a page that shows the stack at work, until Ctrl-C."""
+    import uvicorn
+
+    from tristage.gateway.app import create_app
+    from tristage.gateway.settings import Settings
+
+    if rate is not None and not rate > 0:
+        raise InputError(f"--rate {rate:g} lets nobody in; leave it out for any number of requests")
+    settings = Settings(
+        url=url,
+        stack=stack,
+        repository=repository,
+        max_in_flight=max_in_flight,
+        max_rows=max_rows,
+        max_body=max_body_mib << 20,
+        timeout=timeout,
+        keys=_keys(api_keys_file),
+        rate=rate,
+        origins=tuple(cors_origin or ()),
+    )
+    app = create_app(settings)
+    listening = _listen(host, port)
+    shown = f"[{host}]" if ":" in host else host
+    console.print(
+        f"gateway  http://{shown}:{listening.getsockname()[1]}  (docs: /docs)\ntriton   {url}\nCtrl-C ends it",
+        markup=False,
+        soft_wrap=True,
+    )
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, server_header=False, ws="none", timeout_graceful_shutdown=30
+    )
+    for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again once it has ended
+        signal.signal(number, lambda *_: None)
+    uvicorn.Server(config).run(sockets=[listening])
+    console.print("ended")
+
+
+def _keys(path: Path | None) -> dict[str, bytes]:
+    from tristage.gateway.settings import read_keys
+
+    text = os.environ.get("TRISTAGE_API_KEYS", "")
+    if path is not None:
+        try:
+            text += "\n" + path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"the API keys {path} cannot be read ({error})") from error
+        if not read_keys(text):  # an empty file must not open the door
+            raise InputError(f"the API keys {path} hold no key; write name:key, one a line")
+    return read_keys(text)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise PortInUse(
+                f"port {port} is taken; choose another with --port, or 0 for a free one", port=port
+            ) from error
+        raise ServerError(f"cannot listen on {host}:{port} ({error.strerror or error}); correct --host") from error

@@ -1,0 +1,205 @@
+"""The gateway's side of Triton: what it serves, whether it is there, and the questions to it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tristage.client._async_transport import connect_async
+from tristage.client._client import candidates, find_signature, join, split
+from tristage.client._wire import Tensors
+from tristage.columns import Signature
+from tristage.errors import (
+    AnswerTooLate,
+    InferenceFailed,
+    RepositoryError,
+    ServerError,
+    ServerUnavailable,
+    TristageError,
+)
+from tristage.gateway.example import example_row
+from tristage.gateway.graph import Step, read_steps
+from tristage.manifest import Manifest, read_manifest
+
+__all__ = ["Served", "Triton"]
+
+_LOOK = 1.0  # seconds between two looks at a server that is there
+_LOOK_AWAY = 0.25  # and at one that is not
+_PATIENCE = 2.0  # seconds a look may take
+_SLOW = 3  # looks in a row that come too late, before a server that keeps its connection counts as away
+_HUNG = 120.0  # seconds after which a call is given up for good
+_FRESH = 0.9  # seconds that statistics are good for, however many pages ask
+
+
+@dataclass(frozen=True)
+class Served:
+    """What the server serves.
+
+    Attributes:
+        signature: the stack's columns.
+        steps: its Triton models, each behind those it reads.
+        manifest: what the export wrote; None where no repository is known, or another stack's is.
+        example: a row that can be sent, as JSON has it.
+        note: why the repository that was named is not made use of; "" where it is.
+    """
+
+    signature: Signature
+    steps: tuple[Step, ...]
+    manifest: Manifest | None
+    example: Mapping[str, Any]
+    note: str = ""
+
+
+class Triton:
+    """One connection, for one event loop. `watch` has to run beside; it keeps `served` and `away` true."""
+
+    def __init__(self, url: str, stack: str | None, repository: Path | None) -> None:
+        self._transport = connect_async(url)
+        self._stack = stack
+        self._repository = repository
+        self._seen = ""  # the configuration that `served` was made of
+        self._slow = 0
+        self._late: set[asyncio.Future[Tensors]] = set()
+        self._looked, self._wake = asyncio.Event(), asyncio.Event()
+        self._statistics: tuple[float, dict[str, Any]] = (float("-inf"), {})
+        self._asking = asyncio.Lock()
+        self.served: Served | None = None
+        self.away: str | None = "Triton has not been asked yet"
+
+    @property
+    def late(self) -> int:
+        """Calls that nobody waits for any more, and Triton still works on."""
+        return len(self._late)
+
+    @property
+    def url(self) -> str:
+        """Triton's address."""
+        return self._transport.url
+
+    async def watch(self) -> None:
+        """Look at the server for ever: whether it is there, and what it serves."""
+        while True:
+            try:
+                await self._look()
+                self.away, self._slow = None, 0
+            except AnswerTooLate as error:
+                self._slow += 1
+                if self._slow >= _SLOW or self.served is None:
+                    self.away = str(error)
+            except TristageError as error:
+                self.away = str(error)
+            self._looked.set()
+            if self.away is not None:
+                self._seen = ""  # what comes back may be another export
+            self._wake.clear()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), _LOOK if self.away is None else _LOOK_AWAY)
+
+    async def first_look(self, seconds: float) -> None:
+        """Return when the server has been looked at once, or after some seconds."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._looked.wait(), seconds)
+
+    async def infer(
+        self, signature: Signature, tensors: Tensors, deadline: float, headers: Mapping[str, str]
+    ) -> Tensors:
+        """Answer tensors of any number of rows, a part at a time, so that small requests get in between.
+
+        Raises:
+            ServerUnavailable: nothing answers, or not before the deadline (of time.monotonic()).
+            InferenceFailed: the server refused.
+        """
+        outputs = [column.name for column in signature.outputs]
+        answers = [
+            await self.ask(signature.stack, part, outputs, deadline, headers)
+            for part in split(tensors, signature.max_batch)
+        ]
+        return join(answers, outputs)
+
+    async def ask(
+        self, model: str, tensors: Tensors, outputs: list[str], deadline: float, headers: Mapping[str, str]
+    ) -> Tensors:
+        """Ask one model; errors as `infer`'s.
+
+        At the deadline the caller is told so, and the call is left to end by itself: an ensemble's request that is
+        cancelled midway is never forgotten by Triton 2.51, which then waits for it when it ends (seen with any client).
+        """
+        seconds = max(deadline - time.monotonic(), 0.0)
+        passed_on = {**headers, "x-request-timeout-ms": str(int(seconds * 1000))}
+        call = asyncio.ensure_future(self._transport.infer(model, tensors, outputs, _HUNG, headers=passed_on))
+        await asyncio.wait({call}, timeout=seconds)
+        if not call.done():
+            self._late.add(call)
+            call.add_done_callback(self._forget)
+            raise AnswerTooLate(f"{self.url} did not answer in time", url=self.url)
+        try:
+            return call.result()
+        except ServerUnavailable as error:
+            self.away = str(error)  # the next requests need not find out for themselves
+            self._wake.set()
+            raise
+
+    def _forget(self, call: asyncio.Future[Tensors]) -> None:
+        self._late.discard(call)
+        if not call.cancelled():
+            call.exception()  # looked at, so that nobody complains that it was not
+
+    async def statistics(self) -> dict[str, Any]:
+        """Every model's statistics; one question a second, however many ask.
+
+        Raises:
+            ServerError: as `ask`.
+        """
+        async with self._asking:
+            if time.monotonic() - self._statistics[0] > _FRESH:
+                self._statistics = (time.monotonic(), await self._transport.statistics("", _PATIENCE))
+            return self._statistics[1]
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._transport.close()
+
+    async def _look(self) -> None:
+        transport = self._transport
+        if self._seen and self.served is not None:
+            names = [self.served.signature.stack]
+        else:
+            names = list(candidates(self.url, self._stack, await transport.models(_PATIENCE)))
+        configs = {name: await transport.config(name, _PATIENCE) for name in names}
+        signature = find_signature(self.url, self._stack, configs)
+        if not await transport.ready(signature.stack, _PATIENCE):
+            raise ServerError(f'"{signature.stack}" at {self.url} is not ready')
+        seen = json.dumps(configs[signature.stack], sort_keys=True)
+        if seen != self._seen:
+            self.served = await asyncio.to_thread(_describe, signature, configs[signature.stack], self._repository)
+            self._seen = seen
+
+
+def _describe(signature: Signature, config: Mapping[str, Any], repository: Path | None) -> Served:
+    manifest, note = None, ""
+    if repository is not None:
+        try:
+            manifest = read_manifest(repository)
+            if manifest.signature != signature:
+                manifest, note = None, f"{repository} holds another export than the one that is served"
+        except RepositoryError as error:
+            note = str(error)
+    names = {} if manifest is None else {model: step for step, model in _one_step_each(manifest).items()}
+    try:
+        steps = read_steps(config, names)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InferenceFailed(f'the configuration of "{signature.stack}" cannot be read ({error})') from error
+    golden = None if manifest is None else repository
+    return Served(signature, steps, manifest, example_row(signature, golden), note)
+
+
+def _one_step_each(manifest: Manifest) -> dict[str, str]:
+    """Steps that have a Triton model to themselves."""
+    models = list(manifest.models.values())
+    return {step: model for step, model in manifest.models.items() if models.count(model) == 1}
