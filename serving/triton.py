@@ -23,7 +23,7 @@ from pathlib import Path
 import tristage
 from tristage.errors import ServerError
 
-__all__ = ["THREAD_VARIABLES", "Ports", "Triton", "arguments", "environment", "find_triton"]
+__all__ = ["ADMIN_HEADER", "THREAD_VARIABLES", "Ports", "Triton", "arguments", "environment", "find_triton"]
 
 THREAD_VARIABLES = (
     "TRISTAGE_THREADS",
@@ -35,6 +35,10 @@ THREAD_VARIABLES = (
     "NUMBA_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
 )
+# the header that carries the key over HTTP; over gRPC it is called triton-grpc-protocol-ADMIN_HEADER
+ADMIN_HEADER = "tristage-admin-key"
+# they read and write the host's shared memory and files; models cannot be loaded or unloaded by anybody
+_ADMIN_APIS = "shared-memory,trace,logging"
 EXIT_TIMEOUT = 30  # seconds Triton waits for requests in flight when it is told to end
 
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -218,8 +222,19 @@ def _cache_folder() -> Path:
     return fallback
 
 
-def arguments(triton: Triton, repository: Path, *, host: str, ports: Ports, server_id: str) -> list[str]:
-    """tritonserver's command line. `server_id` names the server and its regions in /dev/shm."""
+def arguments(
+    triton: Triton, repository: Path, *, host: str, ports: Ports, server_id: str, admin_key: str
+) -> list[str]:
+    """tritonserver's command line.
+
+    Args:
+        triton: the server to run.
+        repository: the folder of the models.
+        host: the address to listen on.
+        ports: the ports to listen on.
+        server_id: names the server and its regions in /dev/shm.
+        admin_key: what a request to shared memory, tracing or logging must carry, see `ADMIN_HEADER`.
+    """
     return [
         str(triton.binary),
         f"--id={server_id}",
@@ -239,6 +254,8 @@ def arguments(triton: Triton, repository: Path, *, host: str, ports: Ports, serv
         "--reuse-grpc-port=false",
         f"--metrics-address={host}",
         f"--metrics-port={ports.metrics}",
+        f"--http-restricted-api={_ADMIN_APIS}:{ADMIN_HEADER}={admin_key}",
+        f"--grpc-restricted-protocol={_ADMIN_APIS}:{ADMIN_HEADER}={admin_key}",
     ]
 
 
