@@ -77,6 +77,14 @@ def serve(
             envvar="TRISTAGE_ADMIN_KEY",
         ),
     ] = None,
+    percentiles: Annotated[
+        bool,
+        typer.Option(
+            "--percentiles",
+            help="Have the metrics hold percentiles of each model's durations, at some cost to every request.",
+            envvar="TRISTAGE_PERCENTILES",
+        ),
+    ] = False,
 ) -> None:
     """Serve a model repository with Triton until Ctrl-C or SIGTERM; requests in flight are answered."""
     from tristage.manifest import read_manifest
@@ -111,6 +119,7 @@ def serve(
             trust=trust,
             backends=backends,
             admin_key=admin_key,
+            percentiles=percentiles,
             log=sys.stderr,
         ) as server:
             running.append(server)

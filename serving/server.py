@@ -129,6 +129,7 @@ def serve(
     trust: bool = False,
     backends: str | os.PathLike[str] | None = None,
     admin_key: str | None = None,
+    percentiles: bool = False,
     log: LogTarget = None,
 ) -> Server:
     """Start Triton on a repository that `tristage export` wrote, and wait until all its models are ready.
@@ -146,7 +147,9 @@ def serve(
         backends: a folder of further backends, which repositories of the targets ngc-cpu and ngc-gpu need: a folder
             for each, such as `fil` and `onnxruntime`.
         admin_key: opens Triton's APIs for shared memory, tracing and logging to requests that carry it, in the header
-            `tristage-admin-key` (over gRPC `triton-grpc-protocol-tristage-admin-key`). None: they stay closed.
+            `tristage-admin-key` (over gRPC `triton-grpc-protocol-tristage-admin-key`). None: they stay closed. Shared
+            memory needs no key while only this machine is listened to.
+        percentiles: whether Triton's metrics hold percentiles of each model's durations, which cost every request time.
         log: takes Triton's log, a function line by line or an open text file; None drops it.
 
     Returns:
@@ -177,7 +180,9 @@ def serve(
         attempts -= 1
         ports = _choose_ports(address, wanted)
         name = f"tristage-{secrets.token_hex(6)}"
-        argv = arguments(triton, root, host=address, ports=ports, server_id=name, admin_key=key)
+        argv = arguments(
+            triton, root, host=address, ports=ports, server_id=name, admin_key=key, percentiles=percentiles
+        )
         server = _launch(triton, argv, env, name, pinned, log=log, host=address, ports=ports, stack=manifest.stack)
         try:
             _await_ready(server, ports, name, deadline, timeout)

@@ -37,8 +37,9 @@ THREAD_VARIABLES = (
 )
 # the header that carries the key over HTTP; over gRPC it is called triton-grpc-protocol-ADMIN_HEADER
 ADMIN_HEADER = "tristage-admin-key"
-# they read and write the host's shared memory and files; models cannot be loaded or unloaded by anybody
-_ADMIN_APIS = "shared-memory,trace,logging"
+# tracing and logging write files, and shared memory is any program's; models are not loaded or unloaded by anybody
+_ADMIN_APIS = "trace,logging"
+_REMOTE_ADMIN_APIS = f"shared-memory,{_ADMIN_APIS}"
 EXIT_TIMEOUT = 30  # seconds Triton waits for requests in flight when it is told to end
 
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -223,7 +224,7 @@ def _cache_folder() -> Path:
 
 
 def arguments(
-    triton: Triton, repository: Path, *, host: str, ports: Ports, server_id: str, admin_key: str
+    triton: Triton, repository: Path, *, host: str, ports: Ports, server_id: str, admin_key: str, percentiles: bool
 ) -> list[str]:
     """tritonserver's command line.
 
@@ -233,8 +234,12 @@ def arguments(
         host: the address to listen on.
         ports: the ports to listen on.
         server_id: names the server and its regions in /dev/shm.
-        admin_key: what a request to shared memory, tracing or logging must carry, see `ADMIN_HEADER`.
+        admin_key: what a request to tracing or logging, and where other machines reach it to shared memory, must carry,
+            see `ADMIN_HEADER`.
+        percentiles: whether the metrics hold percentiles of each model's durations.
     """
+    # programs on this machine may hand over tensors in shared memory; others have none in common with Triton
+    apis = _ADMIN_APIS if host.startswith("127.") else _REMOTE_ADMIN_APIS
     return [
         str(triton.binary),
         f"--id={server_id}",
@@ -254,8 +259,9 @@ def arguments(
         "--reuse-grpc-port=false",
         f"--metrics-address={host}",
         f"--metrics-port={ports.metrics}",
-        f"--http-restricted-api={_ADMIN_APIS}:{ADMIN_HEADER}={admin_key}",
-        f"--grpc-restricted-protocol={_ADMIN_APIS}:{ADMIN_HEADER}={admin_key}",
+        f"--metrics-config=summary_latencies={str(percentiles).lower()}",
+        f"--http-restricted-api={apis}:{ADMIN_HEADER}={admin_key}",
+        f"--grpc-restricted-protocol={apis}:{ADMIN_HEADER}={admin_key}",
     ]
 
 

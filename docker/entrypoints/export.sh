@@ -3,6 +3,7 @@
 # Started as root, it becomes the owner of the folder, so that who cloned the project owns what is written.
 set -eu
 models=${TRISTAGE_REPOSITORY:-/models}
+target=${TRISTAGE_TARGET:-pip-cpu}
 
 owner=$(stat -c %u "$models")
 if [ "$(id -u)" = 0 ] && [ "$owner" != 0 ]; then
@@ -10,6 +11,11 @@ if [ "$(id -u)" = 0 ] && [ "$owner" != 0 ]; then
 fi
 
 if [ -f "$models/manifest.json" ]; then
+  held=$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["target"])' "$models/manifest.json")
+  if [ "$held" != "$target" ]; then
+    echo "$models holds a stack for $held, and this server wants $target; export it for that, or move it away" >&2
+    exit 2
+  fi
   echo "$models holds a stack; it stays as it is"
   exit 0
 fi
@@ -25,7 +31,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work" "$staging"' EXIT
 echo "training the small reference stack on synthetic rows (minutes)"
 python -m examples.recsys2021.train --size small -o "$work/artifacts"
-PYTHONPATH=. tristage export "$work/artifacts/stack.yaml" -o "$work/models" --trust --target "${TRISTAGE_TARGET:-pip-cpu}"
+PYTHONPATH=. tristage export "$work/artifacts/stack.yaml" -o "$work/models" --trust --target "$target"
 
 # the mounted folder itself cannot be renamed, so its entries are, the manifest last: without it nothing is served
 mkdir "$staging"

@@ -288,17 +288,32 @@ def admin_calls(server: Server, http: dict[str, str], grpc: dict[str, str]) -> d
     return answered
 
 
-def test_administration_is_closed(server: Server) -> None:
+def test_administration_is_closed_where_other_machines_reach_it(tmp_path: Path) -> None:
     guess = {"tristage-admin-key": "guessed", "triton-grpc-protocol-tristage-admin-key": "guessed"}
-    for headers in ({}, guess):
-        answered = admin_calls(server, headers, headers)
-        assert len(answered) == 12
-        assert not any(answered.values()), answered
+    with serve(write(tmp_path / "repository"), host="0.0.0.0", **FREE) as running:
+        for headers in ({}, guess):
+            answered = admin_calls(running, headers, headers)
+            assert len(answered) == 12
+            assert not any(answered.values()), answered
+
+
+def test_shared_memory_alone_is_open_to_this_machine(server: Server) -> None:
+    answered = admin_calls(server, {}, {})
+    assert {name for name, done in answered.items() if done} == {name for name in answered if "shared memory" in name}
+
+
+@pytest.mark.parametrize("percentiles", [False, True])
+def test_metrics_hold_percentiles_where_asked(tmp_path: Path, percentiles: bool) -> None:
+    with serve(write(tmp_path / "repository"), percentiles=percentiles, **FREE) as running:
+        infer(running.http_url, 2.0)
+        metrics = urllib.request.urlopen(running.metrics_url, timeout=10).read().decode()
+    found = re.findall(r'nv_inference_request_summary_us\{.*quantile="([^"]+)"', metrics)
+    assert sorted(set(found)) == (["0.5", "0.9", "0.95", "0.99", "0.999"] if percentiles else [])
 
 
 def test_administration_is_open_to_who_has_the_key(tmp_path: Path) -> None:
     key = "0123456789abcdef-_XYZ"
-    with serve(write(tmp_path / "repository"), admin_key=key, **FREE) as running:
+    with serve(write(tmp_path / "repository"), host="0.0.0.0", admin_key=key, **FREE) as running:
         http, grpc = {"tristage-admin-key": key}, {"triton-grpc-protocol-tristage-admin-key": key}
         assert all(admin_calls(running, http, grpc).values())
         assert not any(admin_calls(running, {"tristage-admin-key": key + "x"}, {}).values())
