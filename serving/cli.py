@@ -26,21 +26,37 @@ class _Asked(BaseException):
 
 def serve(
     repository: Annotated[
-        Path, typer.Argument(help="The model repository that `tristage export` wrote.", show_default=True)
+        Path,
+        typer.Argument(
+            help="The model repository that `tristage export` wrote.", show_default=True, envvar="TRISTAGE_REPOSITORY"
+        ),
     ] = Path("model_repository"),
     cores: Annotated[
         str | None,
         typer.Option(
-            help="Cores to pin the server to, such as 0 or 0,2-3; thread pools get as many threads. All if unset."
+            help="Cores to pin the server to, such as 0 or 0,2-3; thread pools get as many threads. All if unset.",
+            envvar="TRISTAGE_CORES",
         ),
     ] = None,
-    http_port: Annotated[int, typer.Option(help="Port for HTTP; 0 picks a free one.")] = 8000,
-    grpc_port: Annotated[int, typer.Option(help="Port for gRPC; 0 picks a free one.")] = 8001,
-    metrics_port: Annotated[int, typer.Option(help="Port for Prometheus metrics; 0 picks a free one.")] = 8002,
+    http_port: Annotated[
+        int, typer.Option(help="Port for HTTP; 0 picks a free one.", envvar="TRISTAGE_HTTP_PORT")
+    ] = 8000,
+    grpc_port: Annotated[
+        int, typer.Option(help="Port for gRPC; 0 picks a free one.", envvar="TRISTAGE_GRPC_PORT")
+    ] = 8001,
+    metrics_port: Annotated[
+        int, typer.Option(help="Port for Prometheus metrics; 0 picks a free one.", envvar="TRISTAGE_METRICS_PORT")
+    ] = 8002,
     host: Annotated[
-        str, typer.Option(help="Address to listen on. There is no authentication: 0.0.0.0 serves whoever reaches it.")
+        str,
+        typer.Option(
+            help="Address to listen on. There is no authentication: 0.0.0.0 serves whoever reaches it.",
+            envvar="TRISTAGE_HOST",
+        ),
     ] = "127.0.0.1",
-    timeout: Annotated[float, typer.Option(help="Seconds until all models must be ready.")] = 120.0,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds until all models must be ready.", envvar="TRISTAGE_START_TIMEOUT")
+    ] = 120.0,
     trust: Annotated[
         bool,
         typer.Option(
@@ -54,6 +70,21 @@ def serve(
             envvar="TRISTAGE_NATIVE_BACKENDS",
         ),
     ] = None,
+    admin_key: Annotated[
+        str | None,
+        typer.Option(
+            help="Opens Triton's shared memory, tracing and logging to requests that carry it; closed if unset.",
+            envvar="TRISTAGE_ADMIN_KEY",
+        ),
+    ] = None,
+    percentiles: Annotated[
+        bool,
+        typer.Option(
+            "--percentiles",
+            help="Have the metrics hold percentiles of each model's durations, at some cost to every request.",
+            envvar="TRISTAGE_PERCENTILES",
+        ),
+    ] = False,
 ) -> None:
     """Serve a model repository with Triton until Ctrl-C or SIGTERM; requests in flight are answered."""
     from tristage.manifest import read_manifest
@@ -87,6 +118,8 @@ def serve(
             timeout=timeout,
             trust=trust,
             backends=backends,
+            admin_key=admin_key,
+            percentiles=percentiles,
             log=sys.stderr,
         ) as server:
             running.append(server)

@@ -7,6 +7,7 @@ import errno
 import http.client
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -127,6 +128,8 @@ def serve(
     timeout: float = 120.0,
     trust: bool = False,
     backends: str | os.PathLike[str] | None = None,
+    admin_key: str | None = None,
+    percentiles: bool = False,
     log: LogTarget = None,
 ) -> Server:
     """Start Triton on a repository that `tristage export` wrote, and wait until all its models are ready.
@@ -143,6 +146,10 @@ def serve(
             pickles say.
         backends: a folder of further backends, which repositories of the targets ngc-cpu and ngc-gpu need: a folder
             for each, such as `fil` and `onnxruntime`.
+        admin_key: opens Triton's APIs for shared memory, tracing and logging to requests that carry it, in the header
+            `tristage-admin-key` (over gRPC `triton-grpc-protocol-tristage-admin-key`). None: they stay closed. Shared
+            memory needs no key while only this machine is listened to.
+        percentiles: whether Triton's metrics hold percentiles of each model's durations, which cost every request time.
         log: takes Triton's log, a function line by line or an open text file; None drops it.
 
     Returns:
@@ -152,9 +159,10 @@ def serve(
         RepositoryError: the repository is incomplete, or a file in it is not the one that was exported.
         ArtifactError: a saved workflow has to be read, and is not trusted, gone or changed.
         PortInUse: a port is taken.
-        ServerError: no Triton is installed, a core does not exist, a model does not load, or the server is not ready
-            in time.
+        ServerError: no Triton is installed, a core does not exist, the key is no key, a model does not load, or the
+            server is not ready in time.
     """
+    key = secrets.token_hex(32) if admin_key is None else _check_key(admin_key)  # one that nobody knows closes them
     root = Path(repository).absolute()
     manifest = read_manifest(root)
     check_files(root, manifest)
@@ -172,7 +180,9 @@ def serve(
         attempts -= 1
         ports = _choose_ports(address, wanted)
         name = f"tristage-{secrets.token_hex(6)}"
-        argv = arguments(triton, root, host=address, ports=ports, server_id=name)
+        argv = arguments(
+            triton, root, host=address, ports=ports, server_id=name, admin_key=key, percentiles=percentiles
+        )
         server = _launch(triton, argv, env, name, pinned, log=log, host=address, ports=ports, stack=manifest.stack)
         try:
             _await_ready(server, ports, name, deadline, timeout)
@@ -302,6 +312,15 @@ def _check_workflows(root: Path, manifest: Manifest, trust: bool) -> None:
                 path=Path(file.folder),
             )
         check_folder(file)
+
+
+def _check_key(key: str) -> str:
+    """Triton takes the key apart at its marks, so it has none."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]{16,}", key):
+        raise ServerError(
+            "the admin key must be 16 or more letters, digits, - or _; make one with: openssl rand -hex 32"
+        )
+    return key
 
 
 def _address(host: str) -> str:

@@ -23,7 +23,7 @@ from pathlib import Path
 import tristage
 from tristage.errors import ServerError
 
-__all__ = ["THREAD_VARIABLES", "Ports", "Triton", "arguments", "environment", "find_triton"]
+__all__ = ["ADMIN_HEADER", "THREAD_VARIABLES", "Ports", "Triton", "arguments", "environment", "find_triton"]
 
 THREAD_VARIABLES = (
     "TRISTAGE_THREADS",
@@ -35,6 +35,11 @@ THREAD_VARIABLES = (
     "NUMBA_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
 )
+# the header that carries the key over HTTP; over gRPC it is called triton-grpc-protocol-ADMIN_HEADER
+ADMIN_HEADER = "tristage-admin-key"
+# tracing and logging write files, and shared memory is any program's; models are not loaded or unloaded by anybody
+_ADMIN_APIS = "trace,logging"
+_REMOTE_ADMIN_APIS = f"shared-memory,{_ADMIN_APIS}"
 EXIT_TIMEOUT = 30  # seconds Triton waits for requests in flight when it is told to end
 
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -218,8 +223,23 @@ def _cache_folder() -> Path:
     return fallback
 
 
-def arguments(triton: Triton, repository: Path, *, host: str, ports: Ports, server_id: str) -> list[str]:
-    """tritonserver's command line. `server_id` names the server and its regions in /dev/shm."""
+def arguments(
+    triton: Triton, repository: Path, *, host: str, ports: Ports, server_id: str, admin_key: str, percentiles: bool
+) -> list[str]:
+    """tritonserver's command line.
+
+    Args:
+        triton: the server to run.
+        repository: the folder of the models.
+        host: the address to listen on.
+        ports: the ports to listen on.
+        server_id: names the server and its regions in /dev/shm.
+        admin_key: what a request to tracing or logging, and where other machines reach it to shared memory, must carry,
+            see `ADMIN_HEADER`.
+        percentiles: whether the metrics hold percentiles of each model's durations.
+    """
+    # programs on this machine may hand over tensors in shared memory; others have none in common with Triton
+    apis = _ADMIN_APIS if host.startswith("127.") else _REMOTE_ADMIN_APIS
     return [
         str(triton.binary),
         f"--id={server_id}",
@@ -239,6 +259,9 @@ def arguments(triton: Triton, repository: Path, *, host: str, ports: Ports, serv
         "--reuse-grpc-port=false",
         f"--metrics-address={host}",
         f"--metrics-port={ports.metrics}",
+        f"--metrics-config=summary_latencies={str(percentiles).lower()}",
+        f"--http-restricted-api={apis}:{ADMIN_HEADER}={admin_key}",
+        f"--grpc-restricted-protocol={apis}:{ADMIN_HEADER}={admin_key}",
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import signal
@@ -256,6 +257,83 @@ def test_only_loopback_is_listened_on(server: Server) -> None:
                 listening.add(fields[1].rpartition(":")[0])
     assert listening
     assert listening <= {"0100007F", "0000000000000000FFFF00000100007F"}
+
+
+def admin_calls(server: Server, http: dict[str, str], grpc: dict[str, str]) -> dict[str, bool]:
+    """Which of the calls that administer Triton it answers to requests with these headers."""
+    over_http = httpclient.InferenceServerClient(server.http_url.removeprefix("http://"))
+    over_grpc = grpcclient.InferenceServerClient(server.grpc_url.removeprefix("grpc://"))
+    calls: dict[str, Callable[[], object]] = {
+        f"{kind} {what}": functools.partial(getattr(client, method), headers=headers, **arguments)
+        for kind, client, headers in (("http", over_http, http), ("grpc", over_grpc, grpc))
+        for what, method, arguments in (
+            ("shared memory", "get_system_shared_memory_status", {}),
+            ("shared memory's end", "unregister_system_shared_memory", {}),
+            ("tracing", "get_trace_settings", {}),
+            ("tracing's change", "update_trace_settings", {"settings": {"trace_rate": "1000"}}),
+            ("logging", "get_log_settings", {}),
+            ("logging's change", "update_log_settings", {"settings": {"log_verbose_level": 0}}),
+        )
+    }
+    answered = {}
+    with over_http, over_grpc:
+        for name, call in calls.items():
+            try:
+                call()
+                answered[name] = True
+            except InferenceServerException as error:
+                if "restricted" not in str(error):
+                    raise
+                answered[name] = False
+    return answered
+
+
+def test_administration_is_closed_where_other_machines_reach_it(tmp_path: Path) -> None:
+    guess = {"tristage-admin-key": "guessed", "triton-grpc-protocol-tristage-admin-key": "guessed"}
+    with serve(write(tmp_path / "repository"), host="0.0.0.0", **FREE) as running:
+        for headers in ({}, guess):
+            answered = admin_calls(running, headers, headers)
+            assert len(answered) == 12
+            assert not any(answered.values()), answered
+
+
+def test_shared_memory_alone_is_open_to_this_machine(server: Server) -> None:
+    answered = admin_calls(server, {}, {})
+    assert {name for name, done in answered.items() if done} == {name for name in answered if "shared memory" in name}
+
+
+@pytest.mark.parametrize("percentiles", [False, True])
+def test_metrics_hold_percentiles_where_asked(tmp_path: Path, percentiles: bool) -> None:
+    with serve(write(tmp_path / "repository"), percentiles=percentiles, **FREE) as running:
+        infer(running.http_url, 2.0)
+        metrics = urllib.request.urlopen(running.metrics_url, timeout=10).read().decode()
+    found = re.findall(r'nv_inference_request_summary_us\{.*quantile="([^"]+)"', metrics)
+    assert sorted(set(found)) == (["0.5", "0.9", "0.95", "0.99", "0.999"] if percentiles else [])
+
+
+def test_administration_is_open_to_who_has_the_key(tmp_path: Path) -> None:
+    key = "0123456789abcdef-_XYZ"
+    with serve(write(tmp_path / "repository"), host="0.0.0.0", admin_key=key, **FREE) as running:
+        http, grpc = {"tristage-admin-key": key}, {"triton-grpc-protocol-tristage-admin-key": key}
+        assert all(admin_calls(running, http, grpc).values())
+        assert not any(admin_calls(running, {"tristage-admin-key": key + "x"}, {}).values())
+        assert infer(running.http_url, 2.0).tolist() == infer(running.grpc_url, 2.0).tolist() == [[4.0, 4.0]]
+
+
+@pytest.mark.parametrize("module", [httpclient, grpcclient])
+def test_models_cannot_be_loaded_or_unloaded(server: Server, module: Any) -> None:
+    url = server.http_url if module is httpclient else server.grpc_url
+    with module.InferenceServerClient(url.rpartition("/")[2]) as client:
+        for change in (client.unload_model, client.load_model):
+            with pytest.raises(InferenceServerException, match="explicit model load / unload"):
+                change("tiny")
+        assert client.is_model_ready("tiny")
+
+
+@pytest.mark.parametrize("key", ["", "short", "0123456789abcdef,metadata", "0123456789abcdef=", "0123456789abcdef\n"])
+def test_a_key_that_triton_would_misread_is_refused(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ServerError, match="admin key must be 16 or more"):
+        serve(tmp_path, admin_key=key, **FREE)
 
 
 @pytest.mark.parametrize("option", ["http_port", "grpc_port", "metrics_port"])

@@ -105,7 +105,15 @@ def test_libpython_is_found_where_the_loader_is_told_to_look(tmp_path: Path, mon
 
 
 def test_the_command_line_binds_where_told_and_never_shares_a_port(fake: Triton) -> None:
-    argv = arguments(fake, Path("/models"), host="127.0.0.1", ports=Ports(1, 2, 3), server_id="tristage-x")
+    argv = arguments(
+        fake,
+        Path("/models"),
+        host="127.0.0.1",
+        ports=Ports(1, 2, 3),
+        server_id="tristage-x",
+        admin_key="k",
+        percentiles=False,
+    )
     assert argv[0] == str(fake.binary)
     assert {
         "--model-repository=/models",
