@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -16,9 +17,11 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# what engine.sh makes
+# what engine.sh makes: PODMAN, PODMAN_CONF, BASE
 PODMAN = Path("/run/tristage-podman.sock")
 PODMAN_CONF = Path("/run/tristage-containers.conf")
+# images and containers of several checkouts must not meet
+NAME = f"tristage-test-{hashlib.sha256(str(ROOT).encode()).hexdigest()[:8]}"
 BASE = "localhost/debian:bookworm-slim"
 
 
@@ -142,21 +145,21 @@ def engine() -> Engine:
 @pytest.fixture(scope="session")
 def image(engine: Engine) -> str:
     """The image that serves, built."""
-    return engine.build("docker/Dockerfile", "localhost/tristage-test", "--target=serve")
+    return engine.build("docker/Dockerfile", f"localhost/{NAME}", "--target=serve")
 
 
 @pytest.fixture(scope="session")
 def exporter(engine: Engine, image: str) -> str:
     """The export service's script in an image without torch and TensorFlow, for what happens before it trains."""
     return engine.build(
-        "tests/containers/exporter.Dockerfile", "localhost/tristage-test-exporter", f"--build-arg=SERVE_IMAGE={image}"
+        "tests/containers/exporter.Dockerfile", f"localhost/{NAME}-exporter", f"--build-arg=SERVE_IMAGE={image}"
     )
 
 
 @pytest.fixture(scope="session")
 def prometheus(engine: Engine) -> str:
     """An image with Prometheus that behaves as the one compose pulls."""
-    return engine.build("tests/containers/prometheus.Dockerfile", "localhost/tristage-test-prometheus")
+    return engine.build("tests/containers/prometheus.Dockerfile", f"localhost/{NAME}-prometheus")
 
 
 @dataclass

@@ -19,9 +19,8 @@ from typing import Any
 
 import pytest
 import yaml
-from containers.conftest import ROOT, Engine, find_compose
+from containers.conftest import NAME, ROOT, Engine, find_compose
 
-PROJECT = "tristage-test"
 DASHBOARD = ROOT / "docker" / "grafana" / "dashboards" / "tristage.json"
 FILES = ("compose.yaml", "docker/compose.gpu.yaml")
 
@@ -72,23 +71,25 @@ def up(
     repository = tmp_path_factory.mktemp("compose") / "repository"
     shutil.copytree(tiny_repository, repository)
     repository.parent.chmod(0o755)
-    ports = {f"TRISTAGE_{name}_PORT": free_port() for name in ("HTTP", "GRPC", "METRICS", "PROMETHEUS")}
+    ports = {f"TRISTAGE_{name}_PORT": free_port() for name in ("HTTP", "GRPC", "METRICS", "GATEWAY", "PROMETHEUS")}
     env = {name: str(port) for name, port in ports.items()}
     env |= {"TRISTAGE_IMAGE": image, "TRISTAGE_EXPORT_IMAGE": exporter, "TRISTAGE_PROMETHEUS_IMAGE": prometheus}
     env |= {"TRISTAGE_MODELS": str(repository)}
     before = content(repository)
     # the two versions of compose join a container's name differently
-    names = {f"{PROJECT}{mark}{name}{mark}1": name for name in ("export", "triton", "prometheus") for mark in "-_"}
+    names = {
+        f"{NAME}{mark}{name}{mark}1": name for name in ("export", "triton", "gateway", "prometheus") for mark in "-_"
+    }
     try:
         with engine.health(names) as seen:
-            engine.up("-p", PROJECT, "up", "--detach", "--no-build", "triton", "prometheus", env=env)
+            engine.up("-p", NAME, "up", "--detach", "--no-build", "gateway", "prometheus", env=env)
             deadline = time.monotonic() + 60
-            while ("prometheus", "healthy") not in seen:
+            while not {("gateway", "healthy"), ("prometheus", "healthy")} <= set(seen):
                 assert time.monotonic() < deadline, seen
                 time.sleep(0.2)
         yield Up(repository, before, ports, seen)
     finally:
-        engine.up("-p", PROJECT, "down", "--volumes", env=env)
+        engine.up("-p", NAME, "down", "--volumes", env=env)
     assert content(repository) == before, "down must leave the repository as it is"
 
 
@@ -96,8 +97,10 @@ def up(
 @pytest.mark.xdist_group("containers")
 def test_services_become_healthy_in_order(up: Up) -> None:
     order = [step for step in up.seen if step[1] in ("exited", "healthy")]
-    assert order == [("export", "exited"), ("triton", "healthy"), ("prometheus", "healthy")]
-    began = [number for number, (name, state) in enumerate(up.seen) if name == "prometheus" and state != "absent"]
+    assert order[:2] == [("export", "exited"), ("triton", "healthy")]
+    assert sorted(order[2:]) == [("gateway", "healthy"), ("prometheus", "healthy")]
+    last = ("gateway", "prometheus")
+    began = [number for number, (name, state) in enumerate(up.seen) if name in last and state != "absent"]
     assert up.seen.index(("triton", "healthy")) < began[0]
     assert up.seen.index(("export", "exited")) < up.seen.index(("triton", "starting"))
 
@@ -111,6 +114,18 @@ def test_the_published_ports_answer_what_training_answered(up: Up, cli: Callable
     ):
         done = cli("verify", up.repository, "--url", url)
         assert done.code == 0, done.err
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("containers")
+def test_the_gateway_predicts_the_stacks_example(up: Up) -> None:
+    base = f"http://127.0.0.1:{up.ports['TRISTAGE_GATEWAY_PORT']}"
+    stack = json.load(urllib.request.urlopen(f"{base}/v1/stack", timeout=10))
+    body = json.dumps({"rows": [stack["example"]]}).encode()
+    asked = urllib.request.Request(f"{base}/v1/predict", body, {"Content-Type": "application/json"})
+    (prediction,) = json.load(urllib.request.urlopen(asked, timeout=10))["predictions"]
+    assert set(prediction) == {"like", "reply"}
+    assert all(0 < value < 1 for value in prediction.values())
 
 
 @pytest.mark.slow
@@ -144,6 +159,8 @@ def test_prometheus_has_figures_for_every_panel(up: Up, cli: Callable[..., Any])
             for expression in expressions
             if not query(base, expression.replace("$stack", "tiny").replace("${stack}", "tiny"))
         ]
+    scraped = {target["metric"]["job"]: target["value"][1] for target in query(base, "up")}
+    assert scraped == {"triton": "1", "gateway": "1"}
     (cost,) = query(base, panels["ms/example"][0].replace("$stack", "tiny"))
     assert 0 < float(cost["value"][1]) < 1000
     steps = query(base, panels["Time per row in each step"][0].replace("${stack}", "tiny"))
@@ -203,7 +220,7 @@ def test_compose_takes_the_file(file: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     found = yaml.safe_load(done.stdout)["services"]
-    assert {"export", "triton", "prometheus", "grafana"} <= set(found)
+    assert {"export", "triton", "gateway", "prometheus", "grafana"} <= set(found)
 
 
 @pytest.mark.parametrize("file", FILES)
