@@ -51,3 +51,9 @@ if ! timeout 10 podman --remote --url "unix://$socket" version >/dev/null 2>&1; 
   setsid podman system service --time=0 "unix://$socket" >/dev/null 2>&1 </dev/null &
   for _ in $(seq 100); do [ -S "$socket" ] && break; sleep 0.1; done
 fi
+
+# an engine that cannot run a container with a port of its own (in a container without privileges, say) is none
+if ! timeout 60 podman --remote --url "unix://$socket" run --rm --publish 127.0.0.1::9 "$base" true; then
+  rm -f "$socket"
+  exit 1
+fi
