@@ -13,15 +13,19 @@ MERLIN_UV := VIRTUAL_ENV=$(CURDIR)/$(MERLIN) $(INSTALL)
 test: export PYTHONSAFEPATH := 1
 export TF_CPP_MIN_LOG_LEVEL := 3
 
-.PHONY: help demo test sanitize check format install merlin clean
+.PHONY: help demo test containers sanitize check format install merlin clean
 help:  ## show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: install  ## train the small stack, export, serve on one core, verify, predict, measure, report
 	$(BIN)/python -m examples.recsys2021.demo
 
-test: install merlin  ## run every test
-	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
+test: install merlin  ## run every test but those in containers
+	$(BIN)/pytest -n 2 --dist loadgroup --ignore=tests/containers $(ARGS)
+
+containers: install  ## set a container engine up (Debian, as root) and test image and compose
+	tests/containers/engine.sh
+	PYTHONSAFEPATH=1 $(BIN)/pytest tests/containers $(ARGS)
 
 sanitize: install  ## run the engines' tests under sanitizers and valgrind
 	tests/sanitize/run.sh

