@@ -23,7 +23,7 @@ def _export(stack: Path, repository: Path, layout: str) -> None:
         "from tristage.export import export, onnx_graph\n"
         "from tristage.export.stack_file import read_stack\n"
         "from tristage.export.workflow import dictionary\n"
-        "dictionary.LARGE, onnx_graph._LARGE = 4, 1\n"
+        "dictionary.LARGE, onnx_graph.LARGE = 4, 1\n"
         "export(read_stack(Path(sys.argv[1])), sys.argv[2], layout=sys.argv[3], trust=True)\n"
     )
     subprocess.run([sys.executable, "-c", script, str(stack), str(repository), layout], check=True, timeout=300)

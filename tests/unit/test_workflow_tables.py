@@ -37,7 +37,7 @@ def large_tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Pa
     folder = tmp_path / "tables"
     folder.mkdir()
     monkeypatch.setattr(dictionary, "LARGE", 1)
-    monkeypatch.setattr(onnx_graph, "_LARGE", 1)
+    monkeypatch.setattr(onnx_graph, "LARGE", 1)
     monkeypatch.setattr(perfect_hash, "_PART", 3)
     monkeypatch.setattr(perfect_hash, "CHUNK", 5)
     monkeypatch.setattr(fitted, "CHUNK", 5)
