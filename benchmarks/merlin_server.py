@@ -42,7 +42,15 @@ def serve_merlin(repository: Path, core: int | None = None) -> Iterator[str]:
     env |= {"PATH": f"{MERLIN / 'bin'}:{env['PATH']}", "VIRTUAL_ENV": str(MERLIN), "CUDA_VISIBLE_DEVICES": ""}
     ports = _free_ports()
     name = f"merlin-{secrets.token_hex(6)}"
-    argv = arguments(triton, repository, host="127.0.0.1", ports=ports, server_id=name)
+    argv = arguments(
+        triton,
+        repository,
+        host="127.0.0.1",
+        ports=ports,
+        server_id=name,
+        admin_key=secrets.token_urlsafe(),
+        percentiles=False,
+    )
     if core is not None:
         argv = ["taskset", "-c", str(core), *argv]
     with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory() as empty, ExitStack() as stack:
