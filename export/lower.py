@@ -16,6 +16,7 @@ from tristage.errors import ArtifactError, StackError
 from tristage.export.forest import ForestSet, read_forests
 from tristage.export.forest.read import find_forests
 from tristage.export.net import Net, read_net
+from tristage.export.net.outputs import column_names, score_names
 from tristage.export.net.read import find_converter
 from tristage.export.rewrites import check_names, rewrite
 from tristage.export.workflow import (
@@ -309,7 +310,7 @@ def _lower_forest(name: str, step: ForestStep, stack: Stack, reader: _Reader, tr
                         step=name,
                     )
         feeds.append(Feed("group", (chooser,), "string" if chooser.column.dtype == "string" else "int64"))
-    made = [target for target in forests.targets if target is not None] or _names(first.outputs, stack.targets)
+    made = [target for target in forests.targets if target is not None] or score_names(first.outputs, stack.targets)
     if forests.margins:
         count = forests.width - forests.outputs
         made += [f"{column}_margin" for column in made] if count == len(made) else [f"margin{n}" for n in range(count)]
@@ -349,7 +350,7 @@ def _lower_net(
 ) -> LoweredStep:
     if step.rewrites is not None:
         check_names(step.rewrites, f"step {name}")
-    net = read_net(name, step.net, tables)
+    net = read_net(name, step.net, tables, step.examples)
     model, rewritten = rewrite(net.model, tables, step.rewrites, engine=not native)
     net = dataclasses.replace(net, model=model, rewritten=rewritten)
     inputs = {tensor.name: tensor for tensor in net.inputs}
@@ -375,7 +376,7 @@ def _lower_net(
                 step=name,
             )
         feeds.append(Feed(tensor.name, tuple(sources), tensor.dtype, flat=tensor.width is None))
-    columns = tuple(Column(column, "float32") for column in _names(net.outputs, stack.targets))
+    columns = tuple(Column(column, "float32") for column in column_names(net.outputs, stack.targets))
     return LoweredStep(name, net, tuple(feeds), columns)
 
 
@@ -392,13 +393,6 @@ def _lower_mean(name: str, step: MeanStep, reader: _Reader) -> LoweredStep:
         by_name = {source.column.name: source for source in sources}
         feeds.append(Feed(f"of{number}", tuple(by_name[column] for column in names[0]), "float32"))
     return LoweredStep(name, Mean(), tuple(feeds), tuple(Column(column, "float32") for column in names[0]))
-
-
-def _names(count: int, targets: Sequence[str]) -> list[str]:
-    """Names of a model's columns: the targets where there are as many, else score, or score0, score1, ..."""
-    if count == len(targets):
-        return list(targets)
-    return ["score"] if count == 1 else [f"score{number}" for number in range(count)]
 
 
 def _some(names: Sequence[str]) -> str:

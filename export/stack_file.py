@@ -110,6 +110,7 @@ def _net(name: str, raw: Mapping[str, Any], here: Path) -> Step:
         net=here / _text(raw["net"], f"net of {where}"),
         reads={str(tensor): _texts(columns, f"reads.{tensor} of {where}") for tensor, columns in reads.items()},
         rewrites=_texts(raw["rewrites"], f"rewrites of {where}") if "rewrites" in raw else None,
+        examples=here / _text(raw["examples"], f"examples of {where}") if "examples" in raw else None,
     )
 
 
@@ -121,7 +122,7 @@ def _mean(name: str, raw: Mapping[str, Any], here: Path) -> Step:
 _STEPS: Mapping[str, tuple[tuple[str, ...], Callable[[str, Mapping[str, Any], Path], Step]]] = {
     "workflow": ((), _workflow),
     "forest": (("reads", "group", "average", "margins"), _forest),
-    "net": (("reads", "rewrites"), _net),
+    "net": (("reads", "rewrites", "examples"), _net),
     "mean": ((), _mean),
 }
 

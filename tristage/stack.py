@@ -82,17 +82,20 @@ class ForestStep:
 
 @dataclass(frozen=True)
 class NetStep:
-    """A neural net: a .keras, .pt2 or .onnx file, or in Python a Keras model or an ExportedProgram.
+    """A neural net: a file or folder (.keras, .pt2, .pt, .onnx, SavedModel), or in Python the model itself.
 
     Attributes:
         net: the artifact.
         reads: the net's input name -> the columns that make it, side by side.
         rewrites: names of the exact rewrites that its graph may have, see `tristage.export.rewrites`; None allows all.
+        examples: a torch.nn.Module or TorchScript does not say what it reads: some rows of every input, input name ->
+            array or tensor of [rows] or [rows, width], or the .npz file of them. Others need none.
     """
 
     net: Any
     reads: Mapping[str, tuple[str, ...]]
     rewrites: tuple[str, ...] | None = None
+    examples: Any = None
 
     def __post_init__(self) -> None:
         reads = {tensor: _names(columns) for tensor, columns in self.reads.items()}

@@ -12,6 +12,7 @@ from typing import Any
 from tristage.errors import StackError
 from tristage.export.merlin.folder import open_ensemble
 from tristage.export.merlin.models import forest_of, net_of, probabilities_of, workflow_of
+from tristage.export.net.outputs import column_names
 from tristage.stack import ForestStep, ListInput, NetStep, Stack, Step, WorkflowStep
 
 __all__ = ["MerlinNote", "read_merlin"]
@@ -210,15 +211,15 @@ class _Reader:
 
     def net(self, op: Any, given: Columns) -> Columns:
         """PredictTensorflow and PredictPyTorch: columns by name."""
-        net, widths = net_of(op, self._repository)
+        net, outputs = net_of(op, self._repository)
         missing = [column for column in op.input_schema.column_names if column not in given]
         if missing:
             raise StackError(
                 f"a net reads {missing[0]}, which the operators before it do not make; they make {', '.join(given)}"
             )
         name = self._add("net", NetStep(net, {column: given[column] for column in op.input_schema.column_names}))
-        answers = iter(_answers(name, sum(widths.values())))
-        return {column: tuple(itertools.islice(answers, width)) for column, width in widths.items()}
+        answers = iter(f"{name}.{column}" for column in column_names(tuple(outputs.values()), ()))
+        return {column: tuple(itertools.islice(answers, output.width)) for column, output in outputs.items()}
 
     def _add(self, kind: str, step: Step) -> str:
         """Name a step by its kind, numbered where the graph has several, and unlike every raw column."""

@@ -17,6 +17,7 @@ from tristage.errors import ArtifactError, StackError
 from tristage.export.forest.lightgbm import check_whole
 from tristage.export.merlin.folder import version_folder
 from tristage.export.net.model import NetInput
+from tristage.export.net.outputs import NetOutput
 from tristage.export.net.torch_script import NamedTorchScript
 
 __all__ = ["MerlinForest", "forest_of", "net_of", "probabilities_of", "workflow_of"]
@@ -143,8 +144,8 @@ def probabilities_of(op: Any, forest: MerlinForest) -> int:
     return max(forest.classes, 2)
 
 
-def net_of(op: Any, repository: Path | None) -> tuple[Any, Mapping[str, int]]:
-    """The net of a PredictTensorflow or PredictPyTorch, and how many columns each of its outputs is, in their order.
+def net_of(op: Any, repository: Path | None) -> tuple[Any, Mapping[str, NetOutput]]:
+    """The net of a PredictTensorflow or PredictPyTorch, and its outputs by the names that Merlin has for them.
 
     Raises:
         ArtifactError: its inputs cannot be carried.
@@ -161,9 +162,9 @@ def net_of(op: Any, repository: Path | None) -> tuple[Any, Mapping[str, int]]:
             script = _model(_trained(op))
         else:
             script = version_folder(repository, op._torch_model_name) / "model.pt"
-        return NamedTorchScript(script, inputs), dict.fromkeys(op.output_schema.column_names, 1)
-    widths = {column.name: _width(column) or 1 for column in op.output_schema}
-    ordered = dict(sorted(widths.items()))  # as the converter lays them side by side
+        return NamedTorchScript(script, inputs), dict.fromkeys(op.output_schema.column_names, NetOutput("", 1))
+    outputs = {column.name: NetOutput(column.name, _width(column)) for column in op.output_schema}
+    ordered = dict(sorted(outputs.items()))  # as the converter lays them side by side
     if repository is not None:
         return version_folder(repository, op._tf_model_name) / "model.savedmodel", ordered
     trained = _trained(op)

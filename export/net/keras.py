@@ -12,7 +12,8 @@ import onnx
 from numpy.typing import NDArray
 
 from tristage.errors import ArtifactError
-from tristage.export.net.model import Net, NetConverter, net_from_onnx
+from tristage.export.net.model import Examples, Net, NetConverter, net_from_onnx
+from tristage.export.net.tensorflow_errors import why_no_graph, why_no_onnx
 from tristage.export.tables import LARGE, externalize
 
 __all__ = ["KERAS"]
@@ -20,11 +21,11 @@ __all__ = ["KERAS"]
 _OPSET = 18  # the newest that tf2onnx 1.17 writes; `net_from_onnx` brings it up to date
 
 
-def convert(artifact: Any, what: str, tables: Path | None = None) -> Net:
+def convert(artifact: Any, what: str, tables: Path | None = None, examples: Examples | None = None) -> Net:
     """Convert a Keras model with named inputs through tf2onnx, which Keras's own exporter uses too.
 
     Raises:
-        ArtifactError: the file is missing or not Keras's, or Keras cannot export a layer.
+        ArtifactError: the file is missing or not Keras's, or a layer cannot be exported, which the message names.
     """
     import keras
 
@@ -40,8 +41,6 @@ def convert(artifact: Any, what: str, tables: Path | None = None) -> Net:
         model = artifact
     if not getattr(model, "inputs", None):
         raise ArtifactError(f"{what}: the {type(model).__name__} has no defined inputs; build it from keras.Input")
-    if len(model.outputs) != 1:
-        raise ArtifactError(f"{what}: it has {len(model.outputs)} outputs; a net answers with one tensor [rows, n]")
     for tensor in model.inputs:
         if tensor.dtype == "string":
             raise ArtifactError(f"{what}: input {tensor.name} is text; a net reads numbers")
@@ -50,12 +49,27 @@ def convert(artifact: Any, what: str, tables: Path | None = None) -> Net:
                 f"{what}: its input {tensor.name} takes exactly {tensor.shape[0]} rows; build it from keras.Input "
                 "without a batch size"
             )
-    names = [tensor.name for tensor in model.inputs]
+    inputs = [tensor.name for tensor in model.inputs]
 
-    def predict(inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-        return np.asarray(model([inputs[name] for name in names], training=False))
+    def predict(rows: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        made = model([rows[name] for name in inputs], training=False)
+        return [np.asarray(answer) for answer in _named(model, made).values()]
 
-    return net_from_onnx(_to_onnx(model, what, tables), what, predict, tables)
+    names = [""] if len(model.outputs) == 1 else list(_named(model, model.output))
+    return net_from_onnx(_to_onnx(model, what, tables), what, predict, tables, names)
+
+
+def _named(model: Any, answers: Any) -> dict[str, Any]:
+    """A model's answers by name: a dict's keys, or the names of the layers that make them."""
+    if isinstance(answers, Mapping):
+        return dict(answers)
+    if not isinstance(answers, (list, tuple)):
+        return {"": answers}
+    return dict(zip(_unique(model.output_names), answers, strict=True))
+
+
+def _unique(names: list[str]) -> list[str]:
+    return [name if names.count(name) == 1 else f"{name}_{at}" for at, name in enumerate(names)]
 
 
 def _to_onnx(model: Any, what: str, tables: Path | None) -> onnx.ModelProto:
@@ -78,17 +92,22 @@ def _to_onnx(model: Any, what: str, tables: Path | None) -> onnx.ModelProto:
 
     def answer(*tensors: Any) -> Any:
         with keras.StatelessScope(state_mapping=list(zip(large, tensors, strict=False))):
-            return model(list(tensors[len(large) :]), training=False)
+            return list(_named(model, model(list(tensors[len(large) :]), training=False)).values())
 
+    function = tensorflow.function(answer, input_signature=specs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            made, _ = tf2onnx.convert.from_function(
-                tensorflow.function(answer, input_signature=specs), input_signature=specs, opset=_OPSET
-            )
+            function.get_concrete_function()
+        except Exception as error:  # what a layer raises
+            raise ArtifactError(f"{what}: {why_no_graph(error, model)}") from error
+        made: onnx.ModelProto | None = None
+        try:
+            made, _ = tf2onnx.convert.from_function(function, input_signature=specs, opset=_OPSET)
             onnx.checker.check_model(made)  # tf2onnx leaves an operation in place that it does not know
-        except Exception as error:  # Keras, TensorFlow and tf2onnx raise many kinds
-            raise ArtifactError(f"{what}: Keras cannot write it as ONNX ({error})") from error
+        except Exception as error:  # TensorFlow and tf2onnx raise many kinds
+            layers = [layer.name for layer in model._flatten_layers()]
+            raise ArtifactError(f"{what}: {why_no_onnx(error, made, layers)}") from error
     for value in [value for value in made.graph.input if value.name in stored]:
         own = memoryview(tensorflow.convert_to_tensor(stored[value.name].value))  # no copy, as np.asarray makes one
         made.graph.initializer.append(externalize(value.name, np.asarray(own), tables))

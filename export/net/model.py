@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,14 @@ from numpy.typing import NDArray
 from onnx import inliner, numpy_helper, version_converter
 
 from tristage.errors import ArtifactError
+from tristage.export.net.outputs import NetOutput, join_answers, join_outputs
 from tristage.export.onnx_graph import IR_VERSION, OPSET, OPSET_ML
 from tristage.export.rewrites.finding import Finding
 from tristage.export.tables import LARGE, externalize
 
-__all__ = ["Net", "NetConverter", "NetInput", "net_from_onnx"]
+__all__ = ["Examples", "Net", "NetConverter", "NetInput", "net_from_onnx"]
+
+Examples = Mapping[str, NDArray[Any]]  # a net's input -> some rows of it
 
 _DTYPES = {
     onnx.TensorProto.FLOAT: "float32",
@@ -41,20 +44,25 @@ class Net:
     """One converted net.
 
     Attributes:
-        model: the ONNX model; the first dimension of every input and of its output is the rows.
+        model: the ONNX model; the first dimension of every input and of its one output is the rows.
         inputs: what it reads.
-        outputs: columns it answers with.
+        outputs: what it answers with; several lie side by side in the one output of `model`.
         dtype: of the answers.
-        predict: the framework's own answer for arrays by input name: [rows, outputs].
+        predict: the framework's own answer for arrays by input name: [rows, width].
         rewritten: what the exact rewrites of its graph found.
     """
 
     model: onnx.ModelProto
     inputs: tuple[NetInput, ...]
-    outputs: int
+    outputs: tuple[NetOutput, ...]
     dtype: str
     predict: Callable[[Mapping[str, NDArray[Any]]], NDArray[Any]]
     rewritten: tuple[Finding, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Columns it answers with."""
+        return sum(output.width for output in self.outputs)
 
 
 @dataclass(frozen=True)
@@ -66,34 +74,38 @@ class NetConverter:
         suffixes: of its files.
         modules: top-level packages of its model classes.
         convert: (path or model, what it is called in messages, folder that large tables are written to, None to keep
-            them in memory) -> Net.
+            them in memory; example rows, None where nobody gave any) -> Net.
         marker: where its artifacts are folders, the file that makes a folder one.
+        by_example: whether it asks for example rows; the others' artifacts say what they read.
     """
 
     framework: str
     suffixes: tuple[str, ...]
     modules: tuple[str, ...]
-    convert: Callable[[Any, str, Path | None], Net]
+    convert: Callable[[Any, str, Path | None, Examples | None], Net]
     marker: str = ""
+    by_example: bool = False
 
 
 def net_from_onnx(
     model: onnx.ModelProto,
     what: str,
-    predict: Callable[[Mapping[str, NDArray[Any]]], NDArray[Any]],
+    predict: Callable[[Mapping[str, NDArray[Any]]], Sequence[NDArray[Any]]],
     tables: Path | None = None,
+    names: Sequence[str] | None = None,
 ) -> Net:
     """Check that an ONNX model can be a step, and describe its inputs.
 
     Args:
         model: the model; its large tensors may lie in files of `tables` already.
         what: what it is called in messages.
-        predict: asks the framework.
+        predict: asks the framework; answers with an array for each of the model's outputs.
         tables: the folder that large tensors are moved to; None leaves them where they are.
+        names: of its outputs, "" where the framework has no name for one; None takes the model's.
 
     Raises:
-        ArtifactError: it has several outputs, an input of a rank above 2 or of a fixed number of rows, operators that
-            are not ONNX's own, or asks for a newer ONNX than OPSET.
+        ArtifactError: an input or output has a rank above 2 or an input a fixed number of rows, operators are not
+            ONNX's own, or it asks for a newer ONNX than OPSET.
     """
     versions = {entry.domain: entry.version for entry in model.opset_import}
     if versions.get("", 0) > OPSET or model.ir_version > IR_VERSION:
@@ -121,22 +133,19 @@ def net_from_onnx(
         # the converter drops constants that only nested graphs read
         kept = {tensor.name for tensor in model.graph.initializer}
         model.graph.initializer.extend(tensor for tensor in constants if tensor.name not in kept)
-    if len(model.graph.output) != 1:
-        names = ", ".join(output.name for output in model.graph.output)
-        raise ArtifactError(
-            f"{what}: it has {len(model.graph.output)} outputs ({names}); a net answers with one tensor [rows, n]"
-        )
     given = {tensor.name for tensor in model.graph.initializer}
     inputs = tuple(_input(value, what) for value in model.graph.input if value.name not in given)
-    answer = model.graph.output[0].type.tensor_type
-    shape = answer.shape.dim
-    if answer.elem_type not in _DTYPES:
-        raise ArtifactError(f"{what}: its output is {onnx.TensorProto.DataType.Name(answer.elem_type)}, not numbers")
-    if len(shape) != 2 or shape[1].dim_value < 1:
-        raise ArtifactError(
-            f"{what}: its output must have the shape [rows, n] with n known; it has {len(shape)} dimensions"
-        )
-    return Net(model=model, inputs=inputs, outputs=shape[1].dim_value, dtype=_DTYPES[answer.elem_type], predict=predict)
+    outputs = tuple(_output(value, what) for value in model.graph.output)
+    if names is not None:
+        outputs = tuple(replace(output, name=name) for output, name in zip(outputs, names, strict=True))
+    model, dtype = join_outputs(model, [_DTYPES[value.type.tensor_type.elem_type] for value in model.graph.output])
+    return Net(
+        model=model,
+        inputs=inputs,
+        outputs=outputs,
+        dtype=dtype,
+        predict=lambda rows: join_answers(predict(rows), dtype),
+    )
 
 
 def _lighter(model: onnx.ModelProto, tables: Path) -> onnx.ModelProto:
@@ -169,3 +178,18 @@ def _input(value: onnx.ValueInfoProto, what: str) -> NetInput:
         )
     width = None if rank == 1 else tensor.shape.dim[1].dim_value
     return NetInput(value.name, _DTYPES[tensor.elem_type], width)
+
+
+def _output(value: onnx.ValueInfoProto, what: str) -> NetOutput:
+    tensor = value.type.tensor_type
+    if tensor.elem_type not in _DTYPES:
+        kind = onnx.TensorProto.DataType.Name(tensor.elem_type)
+        raise ArtifactError(f"{what}: its output {value.name} is {kind}, not numbers")
+    shape = tensor.shape.dim
+    if len(shape) not in (1, 2) or (len(shape) == 2 and shape[1].dim_value < 1):
+        known = "of which the second is not known" if len(shape) == 2 else f"({len(shape)} dimensions)"
+        raise ArtifactError(
+            f"{what}: its output {value.name} must have the shape [rows] or [rows, n] with n known; it has "
+            f"[{', '.join(str(dim.dim_value or dim.dim_param or '?') for dim in shape)}] {known}"
+        )
+    return NetOutput(value.name, None if len(shape) == 1 else shape[1].dim_value)

@@ -11,13 +11,13 @@ import onnx
 from numpy.typing import NDArray
 
 from tristage.errors import ArtifactError
-from tristage.export.net.model import Net, NetConverter, net_from_onnx
+from tristage.export.net.model import Examples, Net, NetConverter, net_from_onnx
 from tristage.export.tables import externalize, nested_tensors, read_tensor
 
 __all__ = ["ONNX"]
 
 
-def convert(artifact: Any, what: str, tables: Path | None = None) -> Net:
+def convert(artifact: Any, what: str, tables: Path | None = None, examples: Examples | None = None) -> Net:
     """Take an ONNX model; ONNX Runtime is asked what it answers.
 
     Raises:
@@ -42,8 +42,8 @@ def convert(artifact: Any, what: str, tables: Path | None = None) -> Net:
         ) from error
     names = [value.name for value in session.get_inputs()]
 
-    def predict(inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-        return np.asarray(session.run(None, {name: inputs[name] for name in names})[0])
+    def predict(inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        return [np.asarray(answer) for answer in session.run(None, {name: inputs[name] for name in names})]
 
     return net_from_onnx(model, what, predict, tables)
 

@@ -11,7 +11,8 @@ import onnx
 from numpy.typing import NDArray
 
 from tristage.errors import ArtifactError
-from tristage.export.net.model import Net, NetConverter, net_from_onnx
+from tristage.export.net.model import Examples, Net, NetConverter, net_from_onnx
+from tristage.export.net.tensorflow_errors import why_no_onnx
 
 __all__ = ["SAVED_MODEL"]
 
@@ -19,8 +20,8 @@ _OPSET = 18  # the newest that tf2onnx 1.17 writes; `net_from_onnx` brings it up
 _SIGNATURE = "serving_default"
 
 
-def convert(artifact: Any, what: str, tables: Path | None = None) -> Net:
-    """Convert a SavedModel through tf2onnx. Several outputs become columns side by side, in the order of their names.
+def convert(artifact: Any, what: str, tables: Path | None = None, examples: Examples | None = None) -> Net:
+    """Convert a SavedModel through tf2onnx. Its outputs come in the order of their names.
 
     Raises:
         ArtifactError: the folder is not a SavedModel, has no serving signature or one that reads text, or tf2onnx
@@ -52,24 +53,21 @@ def convert(artifact: Any, what: str, tables: Path | None = None) -> Net:
     def answer(*values: Any) -> Any:
         # through what was loaded, since a signature does not keep its variables alive
         made = loaded.signatures[_SIGNATURE](**dict(zip(specs, values, strict=True)))
-        columns = [made[name] for name in outputs]
-        if len(columns) > 1:
-            columns = [tensorflow.cast(column, tensorflow.float32) for column in columns]
-        columns = [column[:, None] if column.shape.rank == 1 else column for column in columns]
-        return columns[0] if len(columns) == 1 else tensorflow.concat(columns, axis=1)
+        return [made[name] for name in outputs]
 
-    def predict(inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-        return np.asarray(answer(*(tensorflow.constant(inputs[name]) for name in specs)))
+    def predict(inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        return [np.asarray(column) for column in answer(*(tensorflow.constant(inputs[name]) for name in specs))]
 
     named = [tensorflow.TensorSpec(spec.shape, spec.dtype, name=name) for name, spec in specs.items()]
+    model: onnx.ModelProto | None = None
     try:
         model, _ = tf2onnx.convert.from_function(
             tensorflow.function(answer, input_signature=named), input_signature=named, opset=_OPSET
         )
         onnx.checker.check_model(model)  # tf2onnx leaves an operation in place that it does not know
     except Exception as error:  # tf2onnx raises many kinds
-        raise ArtifactError(f"{what}: tf2onnx {tf2onnx.__version__} cannot convert it ({error})") from error
-    return net_from_onnx(model, what, predict, tables)
+        raise ArtifactError(f"{what}: {why_no_onnx(error, model, ())}") from error
+    return net_from_onnx(model, what, predict, tables, outputs)
 
 
 SAVED_MODEL = NetConverter(

@@ -1,13 +1,14 @@
-"""PyTorch: an ExportedProgram, or the .pt2 file that torch.export.save wrote."""
+"""PyTorch: an nn.Module with example rows, an ExportedProgram, or the .pt2 file that torch.export.save wrote."""
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tristage.errors import ArtifactError
-from tristage.export.net.model import Net, NetConverter, net_from_onnx
+from tristage.export.net.model import Examples, Net, NetConverter, net_from_onnx
+from tristage.export.net.torch_errors import first_line, why_no_export, why_no_onnx
 from tristage.export.onnx_graph import OPSET
 from tristage.export.tables import LARGE, store
 
-__all__ = ["TORCH", "first_line", "quiet"]
+__all__ = ["TORCH", "answer_names", "evaluating", "flat_answers", "quiet"]
 
 
-def convert(artifact: Any, what: str, tables: Path | None = None) -> Net:
-    """Convert an ExportedProgram through torch's own ONNX exporter.
+def convert(artifact: Any, what: str, tables: Path | None = None, examples: Examples | None = None) -> Net:
+    """Convert a net through torch's own ONNX exporter. TorchScript in memory goes the way of its files.
 
     Raises:
-        ArtifactError: the file is missing or not a .pt2, the batch is not dynamic, or torch cannot export an operator.
+        ArtifactError: the file is missing or not a .pt2, a module has no example rows, the batch is not dynamic, or
+            torch cannot export a layer, which the message names.
     """
     import torch
 
+    if isinstance(artifact, torch.jit.ScriptModule):
+        from tristage.export.net.torch_script import TORCH_SCRIPT
+
+        return TORCH_SCRIPT.convert(artifact, what, tables, examples)
+    if isinstance(artifact, torch.nn.Module):
+        if examples is None:
+            raise ArtifactError(
+                f"{what}: a {type(artifact).__name__} does not say what it reads; give the step examples, some rows of "
+                f"every input: examples={{{', '.join(f'{name!r}: ...' for name in _arguments(artifact))}}}"
+            )
+        program = _program(artifact, examples, what)
+        return _convert(program, what, tables, _ask_module(artifact))
+    if examples is not None:
+        raise ArtifactError(f"{what}: it says itself what it reads; leave examples out")
     if isinstance(artifact, Path):
         try:
             with quiet():
@@ -43,31 +60,94 @@ def convert(artifact: Any, what: str, tables: Path | None = None) -> Net:
     elif isinstance(artifact, torch.export.ExportedProgram):
         program = artifact
     else:
-        raise ArtifactError(
-            f"{what}: a {type(artifact).__name__} has no example inputs; give "
-            "torch.export.export(model.eval(), examples, dynamic_shapes=...) instead"
-        )
+        raise ArtifactError(f"{what}: a {type(artifact).__name__} is no net; give an nn.Module or an ExportedProgram")
+    return _convert(program, what, tables, _ask_program(program))
+
+
+def _arguments(module: Any) -> dict[str, inspect.Parameter]:
+    """What a module's forward takes, by name."""
+    return {
+        name: parameter
+        for name, parameter in inspect.signature(module.forward).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+
+
+def _program(module: Any, examples: Examples, what: str) -> Any:
+    """The module in evaluation mode as a program of any number of rows."""
+    import torch
+
+    arguments = _arguments(module)
+    lacking = [name for name, one in arguments.items() if one.default is one.empty and name not in examples]
+    strange = [name for name in examples if name not in arguments]
+    if lacking or strange:
+        fault = f"lack {lacking[0]}" if lacking else f"have {strange[0]}"
+        raise ArtifactError(f"{what}: its examples {fault}; its forward takes {', '.join(arguments)}")
+    given = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in examples.items()}
+    rows = torch.export.Dim("rows", min=1)
+    try:
+        with quiet(), evaluating(module):
+            return torch.export.export(module, (), given, dynamic_shapes={name: {0: rows} for name in given})
+    except Exception as error:  # torch raises what forward raises, and its own kinds
+        raise ArtifactError(f"{what}: {why_no_export(error, module)}") from error
+
+
+def _convert(program: Any, what: str, tables: Path | None, predict: Callable[[Any], Sequence[NDArray[Any]]]) -> Net:
+    import torch
+
     _check_dynamic(program, what)
     _check_evaluation(program, what)
     try:
         with quiet():
             exported = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False, optimize=True)
     except Exception as error:  # the exporter raises many kinds
-        raise ArtifactError(f"{what}: torch cannot write it as ONNX ({first_line(error)})") from error
+        raise ArtifactError(f"{what}: {why_no_onnx(error)}") from error
     assert exported is not None
     if tables is not None:
         _store_tables(exported.model, tables)
+    shape = program.call_spec.out_spec
+    names = answer_names(torch.utils._pytree.tree_unflatten(list(range(shape.num_leaves)), shape))
+    return net_from_onnx(exported.model_proto, what, predict, tables, names)
+
+
+def _ask_module(module: Any) -> Callable[[Mapping[str, NDArray[Any]]], list[NDArray[Any]]]:
+    import torch
+
+    def predict(inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        with torch.inference_mode(), evaluating(module):
+            tensors = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in inputs.items()}
+            return [tensor.numpy() for tensor in flat_answers(module(**tensors))]
+
+    return predict
+
+
+def _ask_program(program: Any) -> Callable[[Mapping[str, NDArray[Any]]], list[NDArray[Any]]]:
+    import torch
+
     names = program.graph_signature.user_inputs
     module = program.module()
 
-    def predict(inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    def predict(inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         with torch.inference_mode():
             tensors = [torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in names]
             arguments, keywords = torch.utils._pytree.tree_unflatten(tensors, program.call_spec.in_spec)
-            answer = module(*arguments, **keywords)
-        return np.asarray(answer.numpy())
+            return [tensor.numpy() for tensor in flat_answers(module(*arguments, **keywords))]
 
-    return net_from_onnx(exported.model_proto, what, predict, tables)
+    return predict
+
+
+def flat_answers(answers: Any) -> list[Any]:
+    """The tensors of what a net answers: one, or those of a dict or a tuple, in torch's own order."""
+    import torch
+
+    return list(torch.utils._pytree.tree_leaves(answers))
+
+
+def answer_names(answers: Any) -> list[str]:
+    """The names of what a net answers, in the order of `flat_answers`: a dict's keys, a named tuple's fields, or ""."""
+    names = list(map(str, answers)) if isinstance(answers, Mapping) else list(getattr(answers, "_fields", ()))
+    count = len(flat_answers(answers))
+    return names if len(names) == count else [""] * count
 
 
 def _store_tables(model: Any, tables: Path) -> None:
@@ -108,6 +188,18 @@ def _check_evaluation(program: Any, what: str) -> None:
 
 
 @contextlib.contextmanager
+def evaluating(module: Any) -> Iterator[None]:
+    """The module in evaluation mode, and afterwards, with all its parts, in the mode that it was in."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+
+
+@contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """torch.export prints progress and warns about its own internals; errors still come as exceptions."""
     disabled = logging.root.manager.disable
@@ -126,10 +218,4 @@ def quiet() -> Iterator[None]:
             del sys.modules["triton"]
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error that says anything."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
-
-
-TORCH = NetConverter(framework="PyTorch", suffixes=(".pt2",), modules=("torch",), convert=convert)
+TORCH = NetConverter(framework="PyTorch", suffixes=(".pt2",), modules=("torch",), convert=convert, by_example=True)

@@ -1,4 +1,4 @@
-"""TorchScript whose inputs somebody else names: it takes one dict of tensors, as Merlin Systems serves PyTorch."""
+"""TorchScript: a ScriptModule or the .pt file of its save, with example rows; or called with a dict, as Merlin does."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import onnx
 from numpy.typing import NDArray
 
 from tristage.errors import ArtifactError
-from tristage.export.net.model import Net, NetConverter, NetInput, net_from_onnx
-from tristage.export.net.torch import first_line, quiet
+from tristage.export.net.model import Examples, Net, NetConverter, NetInput, net_from_onnx
+from tristage.export.net.torch import answer_names, flat_answers, quiet
+from tristage.export.net.torch_errors import first_line
 from tristage.export.onnx_graph import OPSET
 
 __all__ = ["TORCH_SCRIPT", "NamedTorchScript"]
@@ -35,18 +36,18 @@ class NamedTorchScript:
     inputs: tuple[NetInput, ...]
 
 
-def convert(artifact: Any, what: str, tables: Path | None = None) -> Net:
-    """Convert TorchScript through torch's exporter for it. Several outputs become columns side by side.
+def convert(artifact: Any, what: str, tables: Path | None = None, examples: Examples | None = None) -> Net:
+    """Convert TorchScript through torch's exporter for it. Its dict, or its arguments' names, name its inputs.
 
     Raises:
         ArtifactError: the file is not TorchScript, nothing says what its inputs are, or torch cannot export it.
     """
     import torch
 
-    if not isinstance(artifact, NamedTorchScript):
-        raise ArtifactError(f"{what}: TorchScript does not say what shapes its inputs have; {_EXPORT}")
-    script = _open(artifact.script, what)
-    names = [tensor.name for tensor in artifact.inputs]
+    as_dict = isinstance(artifact, NamedTorchScript)
+    script = _open(artifact.script if as_dict else artifact, what)
+    inputs = artifact.inputs if as_dict else _inputs(script, examples, what)
+    names = [tensor.name for tensor in inputs]
 
     class ByPosition(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -54,38 +55,60 @@ def convert(artifact: Any, what: str, tables: Path | None = None) -> Net:
             self.script = script
 
         def forward(self, *tensors: Any) -> Any:
-            answer = self.script(dict(zip(names, tensors, strict=True)))
-            columns = [answer] if isinstance(answer, torch.Tensor) else list(answer)
-            columns = [column.unsqueeze(1) if column.dim() == 1 else column for column in columns]
-            return columns[0] if len(columns) == 1 else torch.cat(columns, 1)
+            named = dict(zip(names, tensors, strict=True))
+            return tuple(flat_answers(self.script(named) if as_dict else self.script(**named)))
 
     module = ByPosition().eval()
-    examples = tuple(
-        torch.zeros((2,) if tensor.width is None else (2, tensor.width or 2), dtype=getattr(torch, tensor.dtype))
-        for tensor in artifact.inputs
-    )
-    dynamic = {tensor.name: {0: "rows", **({1: "any"} if tensor.width == 0 else {})} for tensor in artifact.inputs}
+    if examples is None:
+        given = [
+            torch.zeros((2,) if tensor.width is None else (2, tensor.width or 2), dtype=getattr(torch, tensor.dtype))
+            for tensor in inputs
+        ]
+    else:
+        given = [torch.from_numpy(np.ascontiguousarray(examples[name])) for name in names]
+    dynamic = {tensor.name: {0: "rows", **({1: "any"} if tensor.width == 0 else {})} for tensor in inputs}
     buffer = io.BytesIO()
     try:
         with quiet(), torch.no_grad():
+            named = dict(zip(names, given, strict=True))
+            answers = script(named) if as_dict else script(**named)
+            answered = [""] * len(flat_answers(answers)) if as_dict else answer_names(answers)
+            outputs = [f"answer{number}" for number in range(len(answered))]
             torch.onnx.export(
-                torch.jit.trace(module, examples, check_trace=False),
-                examples,
+                torch.jit.trace(module, tuple(given), check_trace=False),
+                tuple(given),
                 buffer,
                 dynamo=False,  # the other exporter takes no TorchScript
                 opset_version=OPSET,
                 input_names=names,
-                output_names=["answers"],
-                dynamic_axes={**dynamic, "answers": {0: "rows"}},
+                output_names=outputs,
+                dynamic_axes={**dynamic, **{output: {0: "rows"} for output in outputs}},
             )
     except Exception as error:  # tracer and exporter raise many kinds
         raise ArtifactError(f"{what}: torch cannot write it as ONNX ({first_line(error)}); {_EXPORT}") from error
 
-    def predict(inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    def predict(rows: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         with torch.no_grad():
-            return np.asarray(module(*(torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in names)).numpy())
+            made = module(*(torch.from_numpy(np.ascontiguousarray(rows[name])) for name in names))
+        return [tensor.numpy() for tensor in made]
 
-    return net_from_onnx(onnx.load_from_string(buffer.getvalue()), what, predict, tables)
+    return net_from_onnx(onnx.load_from_string(buffer.getvalue()), what, predict, tables, answered)
+
+
+def _inputs(script: Any, examples: Examples | None, what: str) -> tuple[NetInput, ...]:
+    """What a script reads: its arguments' names, and its examples' shapes."""
+    arguments = [argument.name for argument in script.forward.schema.arguments[1:]]
+    if examples is None:
+        raise ArtifactError(
+            f"{what}: TorchScript does not say what shapes its inputs have; give the step examples, some rows of "
+            f"{', '.join(arguments)}; or {_EXPORT}"
+        )
+    if sorted(examples) != sorted(arguments):
+        raise ArtifactError(f"{what}: its examples are {', '.join(examples)}; its forward takes {', '.join(arguments)}")
+    return tuple(
+        NetInput(name, str(examples[name].dtype), None if examples[name].ndim == 1 else examples[name].shape[1])
+        for name in arguments
+    )
 
 
 def _open(script: Any, what: str) -> Any:
@@ -101,5 +124,7 @@ def _open(script: Any, what: str) -> Any:
         raise ArtifactError(f"{what}: {where} ({first_line(error)}); {_EXPORT}") from error
 
 
-# the artifact is a class of this package, since TorchScript alone is not enough
-TORCH_SCRIPT = NetConverter(framework="TorchScript", suffixes=(".pt",), modules=("tristage",), convert=convert)
+# in memory TorchScript is of torch, and its converter hands it on; with its inputs' names it is of this package
+TORCH_SCRIPT = NetConverter(
+    framework="TorchScript", suffixes=(".pt", ".pth"), modules=("tristage",), convert=convert, by_example=True
+)

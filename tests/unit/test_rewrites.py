@@ -50,7 +50,7 @@ class Served:
         self.predict = net.predict  # the framework's own; converted once, it is lowered as ONNX
         step = NetStep(net.model, {name: (name,) for name in names}, rewrites)
         lowered = lower(
-            Stack("s", {"nn": step}, {"y": "nn.score" if net.outputs == 1 else "nn.score0"}, inputs=lists),
+            Stack("s", {"nn": step}, {"y": "nn.score" if net.width == 1 else "nn.score0"}, inputs=lists),
             {name: columns[name] for name in names},
             tables=folder,
         )
