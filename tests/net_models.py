@@ -180,7 +180,7 @@ def inputs_of(net: str, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def train() -> dict[str, Any]:
-    """Every net, trained for a moment: Keras models, and torch programs with a dynamic batch."""
+    """Every net, trained for a moment: Keras models, and of torch a module, TorchScript and programs."""
     torch.manual_seed(4)
     made: dict[str, Any] = {
         "dlrm": DLRM(), "wide_deep": wide_and_deep(), "encoder": Encoder(), "ncf": ncf(), "vae": VAE(), **recsys()
@@ -207,9 +207,17 @@ def _fit_torch(name: str, net: Any, rows: dict[str, np.ndarray]) -> Any:
         answers = net(**given)
         nn.functional.binary_cross_entropy(answers, torch.rand(answers.shape).round()).backward()
         optimizer.step()
+    net.eval()
+    if name in ("dlrm", "vae"):  # the ways that need example rows
+        return net if name == "dlrm" else torch.jit.trace(net, example_kwarg_inputs=given)
     batch = torch.export.Dim("rows", min=1, max=65536)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.export.export(
-            net.eval(), (), kwargs=given, dynamic_shapes={key: {0: batch} for key in given}, strict=False
+            net, (), kwargs=given, dynamic_shapes={key: {0: batch} for key in given}, strict=False
         )
+
+
+def examples_of(name: str, net: Any) -> dict[str, np.ndarray] | None:
+    """Example rows of a net that does not say what it reads."""
+    return inputs_of(name, make_rows(3, 6)) if isinstance(net, nn.Module) else None

@@ -55,7 +55,7 @@ def test_every_net_is_served_as_its_framework_answers(nets: Any, tmp_path: Path,
     columns = {"vae": "score0", "nn1": "score0", "nn2": "score0", "nn3": "score3"}
     stack = Stack(
         "nets",
-        {name: NetStep(net, nets.READS[name]) for name, net in trained.items()},
+        {name: NetStep(net, nets.READS[name], examples=nets.examples_of(name, net)) for name, net in trained.items()},
         {f"out_{name}": f"{name}.{columns.get(name, 'score')}" for name in trained},
         inputs={name: ListInput(length, 0) for name, length in LISTS.items()},
         golden=tmp_path / "golden.parquet",
@@ -77,6 +77,6 @@ def test_every_net_is_served_as_its_framework_answers(nets: Any, tmp_path: Path,
         with Client(server.grpc_url) as client:
             answers = client.predict(frame(rows))
     for name, net in trained.items():
-        wanted = read_net(name, net).predict(nets.inputs_of(name, rows))
+        wanted = read_net(name, net, examples=nets.examples_of(name, net)).predict(nets.inputs_of(name, rows))
         column = wanted[:, int(columns.get(name, "score0")[-1])]
         np.testing.assert_allclose(answers[f"out_{name}"], column, atol=1e-5, err_msg=name)

@@ -13,10 +13,15 @@ from onnx import TensorProto, helper
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+from tristage.columns import Column
 from tristage.errors import ArtifactError
+from tristage.export.check import open_model
+from tristage.export.lower import lower
 from tristage.export.net import Net, read_net
 from tristage.export.net.outputs import NetOutput, column_names
 from tristage.export.onnx_graph import OPSET
+from tristage.export.place import place
+from tristage.stack import NetStep, Stack
 
 keras = pytest.importorskip("keras")
 torch = pytest.importorskip("torch")
@@ -175,3 +180,18 @@ class TestOnnx:
 
 def test_names_that_stand_twice() -> None:
     assert column_names((NetOutput("a/b", 1), NetOutput("a.b", 1)), ()) == ["a_b_0", "a_b_1"]
+
+
+def test_a_stack_reads_outputs_by_name() -> None:
+    torch.manual_seed(4)
+    module = Heads("dict")
+    step = NetStep(module, {"x": ("a", "b", "c")}, examples={"x": torch.zeros(1, 3)})
+    stack = Stack("s", {"nn": step}, {"y": "nn.buy1", "z": "nn.click"})
+    lowered = lower(stack, {name: Column(name, "float32") for name in ("a", "b", "c")})
+    opened = open_model(place(lowered, 16).models[0], None)
+    given = rows_of_x(5)["x"]
+    answers = opened.run({name: given[:, [at]] for at, name in enumerate("abc")})
+    with torch.no_grad():
+        wanted = module.eval()(torch.from_numpy(given))
+    np.testing.assert_allclose(answers["y"], wanted["buy"][:, 1:].numpy(), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(answers["z"], wanted["click"].numpy(), rtol=1e-6, atol=1e-6)
