@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tristage.errors import ArtifactError
 from tristage.export.net.model import Examples, Net, NetConverter, net_from_onnx
 from tristage.export.net.tensorflow_errors import why_no_graph, why_no_onnx
-from tristage.export.tables import LARGE, externalize
+from tristage.export.net.variables import is_large, named_tables, take_tables
 
 __all__ = ["KERAS"]
 
@@ -85,8 +85,8 @@ def _to_onnx(model: Any, what: str, tables: Path | None) -> onnx.ModelProto:
             f"{what}: Keras runs on {keras.backend.backend()} here; save the model as .keras and export it with "
             "KERAS_BACKEND=tensorflow"
         )
-    large = [] if tables is None else [v for v in model.variables if v.value.dtype.size * np.prod(v.shape) >= LARGE]
-    stored = {f"tristage_table{number}": variable for number, variable in enumerate(large)}
+    large = [] if tables is None else [variable for variable in model.variables if is_large(variable.value)]
+    stored = named_tables([variable.value for variable in large])
     specs = [tensorflow.TensorSpec(variable.shape, variable.dtype, name=name) for name, variable in stored.items()]
     specs += [tensorflow.TensorSpec(tensor.shape, tensor.dtype, name=tensor.name) for tensor in model.inputs]
 
@@ -108,10 +108,7 @@ def _to_onnx(model: Any, what: str, tables: Path | None) -> onnx.ModelProto:
         except Exception as error:  # TensorFlow and tf2onnx raise many kinds
             layers = [layer.name for layer in model._flatten_layers()]
             raise ArtifactError(f"{what}: {why_no_onnx(error, made, layers)}") from error
-    for value in [value for value in made.graph.input if value.name in stored]:
-        own = memoryview(tensorflow.convert_to_tensor(stored[value.name].value))  # no copy, as np.asarray makes one
-        made.graph.initializer.append(externalize(value.name, np.asarray(own), tables))
-        made.graph.input.remove(value)
+    take_tables(made, stored, tables)
     return made
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,13 @@ from numpy.typing import NDArray
 from tristage.errors import ArtifactError
 from tristage.export.net.model import Examples, Net, NetConverter, net_from_onnx
 from tristage.export.net.tensorflow_errors import why_no_onnx
+from tristage.export.net.variables import (
+    Unreadable,
+    is_large,
+    named_tables,
+    take_tables,
+    variables_as_inputs,
+)
 
 __all__ = ["SAVED_MODEL"]
 
@@ -50,24 +58,58 @@ def convert(artifact: Any, what: str, tables: Path | None = None, examples: Exam
             raise ArtifactError(f"{what}: input {name} is text; a net reads numbers")
     outputs = sorted(signature.structured_outputs)
 
-    def answer(*values: Any) -> Any:
-        # through what was loaded, since a signature does not keep its variables alive
-        made = loaded.signatures[_SIGNATURE](**dict(zip(specs, values, strict=True)))
-        return [made[name] for name in outputs]
-
     def predict(inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        return [np.asarray(column) for column in answer(*(tensorflow.constant(inputs[name]) for name in specs))]
+        # through what was loaded, since a signature does not keep its variables alive
+        answers = loaded.signatures[_SIGNATURE](**{name: tensorflow.constant(inputs[name]) for name in specs})
+        return [np.asarray(answers[name]) for name in outputs]
 
-    named = [tensorflow.TensorSpec(spec.shape, spec.dtype, name=name) for name, spec in specs.items()]
     model: onnx.ModelProto | None = None
     try:
-        model, _ = tf2onnx.convert.from_function(
-            tensorflow.function(answer, input_signature=named), input_signature=named, opset=_OPSET
-        )
+        function, named, stored = _function(signature, specs, tables)
+        model, _ = tf2onnx.convert.from_function(function, input_signature=named, opset=_OPSET)
         onnx.checker.check_model(model)  # tf2onnx leaves an operation in place that it does not know
     except Exception as error:  # tf2onnx raises many kinds
         raise ArtifactError(f"{what}: {why_no_onnx(error, model, ())}") from error
+    take_tables(model, stored, tables)
     return net_from_onnx(model, what, predict, tables, outputs)
+
+
+def _function(
+    signature: Any, specs: Mapping[str, Any], tables: Path | None
+) -> tuple[Any, list[Any], Mapping[str, Any]]:
+    """What tf2onnx is to convert, its inputs, and the variables that the first of them stand for."""
+    import tensorflow
+
+    inputs = [tensorflow.TensorSpec(spec.shape, spec.dtype, name=name) for name, spec in specs.items()]
+    if tables is not None and any(map(is_large, signature.variables)):
+        with contextlib.suppress(Unreadable):
+            graph, stands = variables_as_inputs(signature)
+            large = {name: variable for name, variable in stands.items() if is_large(variable)}
+            small = {name: variable.numpy() for name, variable in stands.items() if name not in large}
+            stored = named_tables(list(large.values()))
+
+            def of_graph(*values: Any) -> list[Any]:
+                given = dict(zip((*large, *specs), values, strict=True))
+                kept = {name: tensorflow.constant(value) for name, value in small.items()}
+                places = dict(zip(specs, signature.inputs, strict=False))
+                made: list[Any] = tensorflow.graph_util.import_graph_def(
+                    graph,
+                    {
+                        **{f"{name}:0": value for name, value in {**kept, **given}.items() if name not in places},
+                        **{place.name: given[name] for name, place in places.items()},
+                    },
+                    [tensor.name for tensor in signature.outputs],
+                )
+                return made
+
+            named = [tensorflow.TensorSpec(v.shape, v.dtype, name=name) for name, v in stored.items()] + inputs
+            return tensorflow.function(of_graph, input_signature=named), named, stored
+
+    def whole(*values: Any) -> list[Any]:
+        made = signature(**dict(zip(specs, values, strict=True)))
+        return [made[name] for name in sorted(made)]
+
+    return tensorflow.function(whole, input_signature=inputs), inputs, {}
 
 
 SAVED_MODEL = NetConverter(

@@ -11,17 +11,19 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from tristage.columns import Column
+from tristage.errors import ArtifactError
 from tristage.export.check import open_model
 from tristage.export.lower import lower
 from tristage.export.net import read_net
 from tristage.export.place import place
 from tristage.export.tables import LARGE, externalize, read_tensor
-from tristage.stack import NetStep, Stack
+from tristage.stack import ListInput, NetStep, Stack
 
 torch = pytest.importorskip("torch")
 keras = pytest.importorskip("keras")
@@ -29,6 +31,7 @@ tf = pytest.importorskip("tensorflow")
 nn = torch.nn
 
 ROWS, WIDTH = 30_000, 16
+WORDS = {"words": ListInput(9, 0)}
 
 
 class Users(nn.Module):
@@ -100,6 +103,88 @@ def test_the_table_is_a_file_and_answers_as_the_framework(kind: str, tmp_path: P
             wanted = body.predict({"user": user, "tags": tags})[:, [0]]
             np.testing.assert_allclose(answers, wanted, atol=1e-6)
         assert answers.shape == (rows, 1)
+
+
+class Scaled(tf.Module):
+    """Variables of every kind of use: gathered, multiplied with, through functions that are called twice, in a loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        draw = tf.random.Generator.from_seed(3)
+        self.table = tf.Variable(draw.normal((ROWS, WIDTH)))
+        self.other = tf.Variable(draw.normal((ROWS + 1, WIDTH)))
+        self.dense = tf.Variable(draw.normal((WIDTH, 17_000)))
+        self.step = tf.Variable(0.5)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, WIDTH]), tf.TensorSpec([None], tf.int64)])
+    def look(self, values: Any, ids: Any) -> Any:
+        return values + tf.gather(self.table, ids) + tf.nn.embedding_lookup(self.other, ids)
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.int64, "ids")])
+    def __call__(self, ids: Any) -> Any:
+        values = self.look(self.look(tf.zeros((tf.size(ids), WIDTH)), ids), ids // 2)
+        for _ in tf.range(3):
+            values = tf.tanh(values) * self.step + tf.gather(self.table, ids)
+        return tf.matmul(values, self.dense)[:, :5] + tf.cast(tf.shape(self.table)[0], tf.float32)
+
+
+class Counts(tf.Module):
+    """Writes to its table, which no graph can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = tf.Variable(tf.ones((ROWS, WIDTH)))
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.int64, "ids")])
+    def __call__(self, ids: Any) -> Any:
+        self.table.scatter_add(tf.IndexedSlices(tf.ones((tf.size(ids), WIDTH)), ids))
+        return tf.gather(self.table, ids)
+
+
+def test_variables_of_a_saved_model_that_functions_and_loops_read(tmp_path: Path) -> None:
+    module = Scaled()
+    tf.saved_model.save(module, str(tmp_path / "net"), signatures=module.__call__.get_concrete_function())
+    tables = tmp_path / "tables"
+    tables.mkdir()
+    net = read_net("nn", tmp_path / "net", tables)
+    assert sorted(file.stat().st_size for file in tables.iterdir()) == sorted(
+        [ROWS * WIDTH * 4, (ROWS + 1) * WIDTH * 4, WIDTH * 17_000 * 4]
+    )
+    onnx.save_model(net.model, tables / "net.onnx")
+    session = onnxruntime.InferenceSession(tables / "net.onnx")
+    for rows in (1, 3, 200):
+        given = {"ids": np.random.default_rng(rows).integers(0, ROWS, rows)}
+        (answers,) = session.run(None, given)
+        np.testing.assert_allclose(answers, net.predict(given), rtol=1e-5)
+        np.testing.assert_allclose(answers, module(tf.constant(given["ids"])).numpy(), rtol=1e-5)
+
+
+def test_a_recurrence_of_a_saved_model_is_found_as_in_keras_itself(tmp_path: Path) -> None:
+    keras.utils.set_random_seed(2)
+    words = keras.Input((9,), dtype="int64", name="words")
+    states = keras.layers.Bidirectional(keras.layers.GRU(8))(keras.layers.Embedding(ROWS, WIDTH)(words))
+    model = keras.Model(words, keras.layers.Dense(2)(states))
+    model.export(tmp_path / "net", verbose=False)
+    found = []
+    for number, artifact in enumerate((model, tmp_path / "net")):
+        tables = tmp_path / f"tables{number}"
+        tables.mkdir()
+        stack = Stack("s", {"nn": NetStep(artifact, {"words": "words"})}, {"y": "nn.score0"}, inputs=WORDS)
+        lowered = lower(stack, {"words": Column("words", "int64", 9, 0)}, tables=tables)
+        body: Any = lowered.steps[0].body
+        found.append([(each.rewrite, each.done) for each in body.rewritten])
+        given = {"words": np.random.default_rng(1).integers(-ROWS, ROWS, (40, 9))}
+        answers = open_model(place(lowered, 64).models[0], tables).run(given)["y"]
+        np.testing.assert_allclose(answers, model.predict(given, verbose=0)[:, [0]], atol=1e-5)
+    assert found[0] == found[1]
+    assert ("recurrence_engine", True) in found[0]
+
+
+def test_a_saved_model_that_writes_to_a_variable_is_refused(tmp_path: Path) -> None:
+    module = Counts()
+    tf.saved_model.save(module, str(tmp_path / "net"), signatures=module.__call__.get_concrete_function())
+    with pytest.raises(ArtifactError, match="step nn: .*cannot"):
+        read_net("nn", tmp_path / "net", tmp_path)
 
 
 def test_equal_tables_are_one_file_whoever_wrote_them(tmp_path: Path) -> None:
