@@ -72,11 +72,14 @@ def artifact(framework: str, place: str, folder: Path, rows: int) -> Any:
     net = (torch_net if framework == "torch" else keras_net)(rows)
     if place == "memory":
         return net
-    path = folder / ("net.pt2" if framework == "torch" else "net.keras")
+    path = folder / {"torch": "net.pt2", "keras": "net.keras"}[framework]
     if framework == "torch":
         import torch
 
         torch.export.save(net, path)
+    elif place == "SavedModel":
+        path = folder / "net.savedmodel"
+        net.export(path, verbose=False)
     else:
         net.save(path)
     return path
@@ -152,7 +155,7 @@ def reading(path: str) -> None:
     print(json.dumps({"seconds": time.perf_counter() - start, "before": before, "peak": memory("VmHWM")}))
 
 
-def ask(*arguments: object) -> dict[str, float]:
+def ask(*arguments: object) -> dict[str, Any]:
     """Run this module's child in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.net_tables", *map(str, arguments)]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"} | {"TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -167,10 +170,8 @@ def main() -> None:
         folder = Path(name)
         golden(folder / "golden.parquet")
         for framework in ("torch", "keras"):
-            for place in ("memory", "file"):
-                given = "memory"
-                if place == "file":
-                    given = ask("save", framework, folder)["path"]  # type: ignore[assignment]
+            for place in ("memory", "file", *(["SavedModel"] if framework == "keras" else [])):
+                given = "memory" if place == "memory" else ask("save", framework, place, folder)["path"]
                 repository = folder / f"{framework}-{place}"
                 exports[f"{framework}, {place}"] = ask("export", framework, given, repository)
                 print(framework, place, exports[f"{framework}, {place}"])
@@ -196,7 +197,7 @@ def main() -> None:
             f"| {case} | {v['seconds']:.1f} | {v['before']:.0f} | {v['peak']:.0f} | {v['furthest']:.1e} |"
             for case, v in exports.items()
         ),
-        f"Of the last row, Keras takes {read['seconds']:.1f} s to read its own file, and has {read['peak']:.0f} MB "
+        f'Of "keras, file", Keras takes {read["seconds"]:.1f} s to read its own file, and has {read["peak"]:.0f} MB '
         "resident meanwhile. Exported from memory, the net is among what was resident before. Golden rows are answered "
         "by the framework and by the exported graph, and files are checksummed, within these seconds.",
         "| opened | more resident | of it the process's own |\n|---|---|---|\n"
@@ -213,8 +214,8 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["export", framework, given, repository]:
             child(framework, given, repository, ROWS)
-        case ["save", framework, folder]:
-            print(json.dumps({"path": str(artifact(framework, "file", Path(folder), ROWS))}))
+        case ["save", framework, place, folder]:
+            print(json.dumps({"path": str(artifact(framework, place, Path(folder), ROWS))}))
         case ["read", path]:
             reading(path)
         case ["open", repository, instances]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tristage.errors import ArtifactError
 from tristage.export.net.model import Examples, Net, NetConverter, net_from_onnx
 from tristage.export.net.tensorflow_errors import why_no_graph, why_no_onnx
-from tristage.export.net.variables import is_large, named_tables, take_tables
+from tristage.export.net.variables import is_large, named_tables, table_specs, take_tables
 
 __all__ = ["KERAS"]
 
@@ -87,10 +87,12 @@ def _to_onnx(model: Any, what: str, tables: Path | None) -> onnx.ModelProto:
         )
     large = [] if tables is None else [variable for variable in model.variables if is_large(variable.value)]
     stored = named_tables([variable.value for variable in large])
-    specs = [tensorflow.TensorSpec(variable.shape, variable.dtype, name=name) for name, variable in stored.items()]
+    specs = table_specs(stored)
     specs += [tensorflow.TensorSpec(tensor.shape, tensor.dtype, name=tensor.name) for tensor in model.inputs]
 
     def answer(*tensors: Any) -> Any:
+        for tensor, variable in zip(tensors, large, strict=False):
+            tensor.set_shape(variable.shape)
         with keras.StatelessScope(state_mapping=list(zip(large, tensors, strict=False))):
             return list(_named(model, model(list(tensors[len(large) :]), training=False)).values())
 

@@ -18,6 +18,7 @@ from tristage.export.net.variables import (
     Unreadable,
     is_large,
     named_tables,
+    table_specs,
     take_tables,
     variables_as_inputs,
 )
@@ -102,7 +103,7 @@ def _function(
                 )
                 return made
 
-            named = [tensorflow.TensorSpec(v.shape, v.dtype, name=name) for name, v in stored.items()] + inputs
+            named = table_specs(stored) + inputs
             return tensorflow.function(of_graph, input_signature=named), named, stored
 
     def whole(*values: Any) -> list[Any]:

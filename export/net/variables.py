@@ -15,7 +15,7 @@ import onnx
 
 from tristage.export.tables import LARGE, externalize
 
-__all__ = ["Unreadable", "is_large", "named_tables", "take_tables", "variables_as_inputs"]
+__all__ = ["Unreadable", "is_large", "named_tables", "table_specs", "take_tables", "variables_as_inputs"]
 
 # operation -> its attributes that name a function, and the one that lists the types of what it is called with
 _CALLS = {
@@ -24,6 +24,7 @@ _CALLS = {
     "While": (("cond", "body"), "T"),
     "StatelessWhile": (("cond", "body"), "T"),
 }
+_HUGE = 1 << 26  # bytes
 _OWN = "__of_values"
 _LOOPS = ("While", "StatelessWhile")
 
@@ -36,6 +37,18 @@ def is_large(variable: Any) -> bool:
 def named_tables(variables: Sequence[Any]) -> dict[str, Any]:
     """Names for the inputs that variables become."""
     return {f"tristage_table{number}": variable for number, variable in enumerate(variables)}
+
+
+def table_specs(stored: Mapping[str, Any]) -> list[Any]:
+    """What tf2onnx is told of those inputs: of a huge one not how many rows, or TensorFlow's optimizer makes one up."""
+    from tensorflow import TensorSpec
+
+    specs = []
+    for name, variable in stored.items():
+        rows, *rest = variable.shape
+        huge = variable.dtype.size * np.prod(variable.shape) >= _HUGE
+        specs.append(TensorSpec([None if huge else rows, *rest], variable.dtype, name=name))
+    return specs
 
 
 def take_tables(model: onnx.ModelProto, stored: Mapping[str, Any], tables: Path | None) -> None:
@@ -76,7 +89,7 @@ def variables_as_inputs(signature: Any) -> tuple[Any, dict[str, Any]]:
         if node.name in values:
             node.attr.clear()
             node.attr["dtype"].type = values[node.name].dtype
-            _describe(node.attr["shape"].shape, values[node.name])
+            node.attr["shape"].shape.unknown_rank = True
     functions = {function.signature.name: function for function in graph.library.function}
     _Reading(functions).nodes(graph.node, values)
     _rename(graph)
