@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import importlib
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,6 +48,12 @@ def run_cli(*arguments: object, stdin: str | None = None, timeout: float = 180) 
 def cli() -> Callable[..., Ran]:
     """The `tristage` command."""
     return run_cli
+
+
+@pytest.fixture(scope="session")
+def net_models() -> Any:
+    """The nets that recommenders are made of: tests/net_models.py, which imports torch and Keras."""
+    return importlib.import_module("net_models")
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -15,6 +16,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import keras
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 
@@ -22,7 +24,10 @@ from examples.recsys2021 import nn1
 from examples.recsys2021.nn2 import NN2, WIDTHS
 from examples.recsys2021.nn3 import NN3
 from examples.recsys2021.sizes import SMALL
+from tristage.stack import ListInput, NetStep, Stack
 
+LISTS = {"tokens": 48, "hashtags": 8, "history": 512, "basket": 20, "genres": 5, "seen": 40, "categories": 20}
+COLUMNS = {"vae": "score0", "nn1": "score0", "nn2": "score0", "nn3": "score3"}  # of what each net is asked
 USERS, ITEMS, WORDS, LONG = 500, 300, 2000, 512
 SIZES = dataclasses.replace(SMALL, vocabulary=WORDS)
 layers, ops = keras.layers, keras.ops
@@ -221,3 +226,26 @@ def _fit_torch(name: str, net: Any, rows: dict[str, np.ndarray]) -> Any:
 def examples_of(name: str, net: Any) -> dict[str, np.ndarray] | None:
     """Example rows of a net that does not say what it reads."""
     return inputs_of(name, make_rows(3, 6)) if isinstance(net, nn.Module) else None
+
+
+def frame(rows: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Lists without their pads, where zeros at their end are pads; the client pads them."""
+
+    def cut(values: np.ndarray) -> list[Any]:
+        return values[: len(values) - int((values[::-1] != 0).argmax()) if values.any() else 0].tolist()
+
+    return pd.DataFrame(
+        {name: [cut(row) for row in values] if name in LISTS else values for name, values in rows.items()}
+    )
+
+
+def make_stack(trained: dict[str, Any], folder: Path) -> Stack:
+    """All of them beside each other, with golden rows in `folder`."""
+    frame(make_rows(60, 1)).to_parquet(folder / "golden.parquet", index=False)
+    return Stack(
+        "nets",
+        {name: NetStep(net, READS[name], examples=examples_of(name, net)) for name, net in trained.items()},
+        {f"out_{name}": f"{name}.{COLUMNS.get(name, 'score')}" for name in trained},
+        inputs={name: ListInput(length, 0) for name, length in LISTS.items()},
+        golden=folder / "golden.parquet",
+    )

@@ -9,8 +9,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import catboost
 import lightgbm
@@ -108,19 +111,30 @@ def forests(tmp_path_factory: pytest.TempPathFactory) -> Stack:
 
 
 @pytest.fixture(scope="module")
-def stacks(forests: Stack, tiny_stack: Path) -> dict[str, Stack]:
-    return {"forests": forests, "tiny": read_stack(tiny_stack / "stack.yaml")}
+def stacks(
+    forests: Stack, tiny_stack: Path, net_models: Any, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Callable[[], Stack]]:
+    return {
+        "forests": lambda: forests,
+        "tiny": lambda: read_stack(tiny_stack / "stack.yaml"),
+        "nets": cache(lambda: net_models.make_stack(net_models.train(), tmp_path_factory.mktemp("nets"))),
+    }
 
 
 @pytest.fixture(
-    scope="module", params=[(stack, *place) for stack in ("forests", "tiny") for place in PLACES], ids="-".join
+    scope="module",
+    params=[
+        *((stack, *place) for stack in ("forests", "tiny") for place in PLACES),
+        *(pytest.param(("nets", *place), marks=pytest.mark.slow) for place in PLACES[:1]),
+    ],
+    ids="-".join,
 )
 def repository(
-    request: pytest.FixtureRequest, stacks: dict[str, Stack], tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, stacks: dict[str, Callable[[], Stack]], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     stack, target, layout = request.param
     path = tmp_path_factory.mktemp("native") / "repository"
-    exported = export(stacks[stack], path, target=target, layout=layout, trust=True)
+    exported = export(stacks[stack](), path, target=target, layout=layout, trust=True)
     assert exported.parity is not None
     assert max(exported.parity.differences.values()) < 5e-6
     return path
