@@ -17,7 +17,7 @@ from tristage.errors import ExportError, StackError
 from tristage.export.check import Parity, check_answers, check_parity, open_model
 from tristage.export.cut import cut
 from tristage.export.fallbacks import Fallback, try_fallbacks
-from tristage.export.golden import check_golden, golden_columns, read_golden_rows, write_golden
+from tristage.export.golden import check_golden, golden_columns, read_golden_rows, write_golden, write_reference
 from tristage.export.lower import lower
 from tristage.export.net import Net
 from tristage.export.place import Placement, fuse, place
@@ -217,6 +217,7 @@ def write(
         write_models(fresh, placement, prepared.target, instances)
         if prepared.golden is not None:
             write_golden(fresh, prepared.golden, placement.signature, prepared.expected)
+            write_reference(fresh, _encode(prepared.golden, placement), placement.signature, prepared.expected)
         manifest = Manifest(
             stack=placement.signature.stack,
             target=prepared.target.name,

@@ -1,8 +1,10 @@
-"""Golden rows: held-out raw rows, and what the training libraries answer for them."""
+"""Golden rows: held-out raw rows, what the training libraries answer for them, and how both are distributed."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,18 @@ from numpy.typing import NDArray
 
 from tristage.client.golden import EXPECTED
 from tristage.columns import Column, Signature
+from tristage.distribution import describe
 from tristage.errors import ArtifactError, InputError
-from tristage.manifest import GOLDEN
+from tristage.manifest import GOLDEN, REFERENCE
 
-__all__ = ["MAX_GOLDEN_ROWS", "check_golden", "golden_columns", "read_golden_rows", "write_golden"]
+__all__ = [
+    "MAX_GOLDEN_ROWS",
+    "check_golden",
+    "golden_columns",
+    "read_golden_rows",
+    "write_golden",
+    "write_reference",
+]
 
 MAX_GOLDEN_ROWS = 4096
 
@@ -101,3 +111,20 @@ def write_golden(repository: Path, table: Any, signature: Signature, expected: M
     for name, values in expected.items():
         golden = golden.append_column(EXPECTED + name, pa.array(np.asarray(values)))
     pq.write_table(golden, repository / GOLDEN, compression="zstd")
+
+
+def write_reference(
+    repository: Path, rows: Mapping[str, NDArray[Any]], signature: Signature, expected: Mapping[str, NDArray[Any]]
+) -> None:
+    """Write `reference.json`: the distribution of every column that goes in and comes out, for who watches for drift.
+
+    Args:
+        repository: the folder.
+        rows: the golden rows' tensors, as a request holds them.
+        signature: the stack's columns.
+        expected: output -> what the training libraries answered, [rows].
+    """
+    found = {column.name: describe(column, np.asarray(rows[column.name])) for column in signature.inputs}
+    found |= {column.name: describe(column, np.asarray(expected[column.name])) for column in signature.outputs}
+    document = {"rows": len(next(iter(expected.values()))), "columns": {n: asdict(d) for n, d in found.items()}}
+    (repository / REFERENCE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

@@ -21,6 +21,7 @@ from starlette.staticfiles import StaticFiles
 from tristage import __version__
 from tristage.errors import ServerError
 from tristage.gateway.admission import Admission, Refusal, problem
+from tristage.gateway.drift import Drift
 from tristage.gateway.envelope import Envelope, request_id
 from tristage.gateway.live import describe, models_now
 from tristage.gateway.metrics import Metrics
@@ -73,20 +74,21 @@ def create_app(settings: Settings) -> FastAPI:
     Raises:
         InputError: Triton's URL cannot be read.
     """
-    metrics, admission = Metrics(), Admission(settings)
+    drift = Drift()
+    metrics, admission = Metrics(drift), Admission(settings)
     triton = Triton(settings.url, settings.stack, settings.repository)
-    predictor = Predictor(settings, triton, admission, metrics)
+    predictor = Predictor(settings, triton, admission, metrics, drift)
     metrics.in_flight.set_function(lambda: admission.in_flight + triton.late)
     metrics.up.set_function(lambda: float(triton.away is None))
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        watching = asyncio.create_task(triton.watch())
+        watching = [asyncio.create_task(triton.watch()), asyncio.create_task(drift.watch())]
         await triton.first_look(2.0)
         yield
-        watching.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await watching
+        for task in watching:
+            task.cancel()
+        await asyncio.gather(*watching, return_exceptions=True)
         await triton.close()
 
     app = FastAPIOffline(
@@ -120,6 +122,7 @@ def create_app(settings: Settings) -> FastAPI:
         admission.identify(request.headers)
         answer: dict[str, Any] = {"at": time.monotonic(), "models": {}, "away": triton.away}
         if triton.served is not None and triton.away is None:
+            drift.follow(triton.served.signature, triton.served.reference)
             try:
                 answer |= models_now(triton.served, await triton.statistics())
             except ServerError as error:
@@ -127,6 +130,7 @@ def create_app(settings: Settings) -> FastAPI:
         return {
             **answer,
             "gateway": metrics.totals(),
+            "drift": drift.now(),
             "in_flight": admission.in_flight + triton.late,
             "max_in_flight": settings.max_in_flight,
         }

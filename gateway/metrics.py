@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from tristage.gateway.drift import Drift
 
 __all__ = ["Metrics"]
 
@@ -15,10 +20,29 @@ _SECONDS = (
 PREDICT = "/v1/predict"
 
 
+class _Collected(Collector):
+    """The drift of every column, worked out when Prometheus asks."""
+
+    def __init__(self, drift: Drift) -> None:
+        self._drift = drift
+
+    def collect(self) -> Iterator[Any]:
+        now = self._drift.now()
+        family = GaugeMetricFamily(
+            "tristage_gateway_drift_psi",
+            "Population stability index of the rows of late against the golden rows; above 0.25 is another population.",
+            labels=["side", "column"],
+        )
+        for each in now["columns"]:
+            family.add_metric([each["side"], each["column"]], each["psi"])
+        yield family
+        yield CounterMetricFamily("tristage_gateway_drift_rows", "Rows counted for drift.", value=now["rows"])
+
+
 class Metrics:
     """The counters of one gateway, in a registry of their own."""
 
-    def __init__(self) -> None:
+    def __init__(self, drift: Drift) -> None:
         self.registry = CollectorRegistry()
         make: dict[str, Any] = {"registry": self.registry}
         self._requests = Counter("tristage_gateway_requests", "Requests answered.", ["route", "status"], **make)
@@ -33,6 +57,7 @@ class Metrics:
         self.rows = Counter("tristage_gateway_rows", "Rows predicted.", **make)
         self.in_flight = Gauge("tristage_gateway_in_flight", "Requests being answered.", **make)
         self.up = Gauge("tristage_gateway_triton_up", "1 while Triton answers, else 0.", **make)
+        self.registry.register(_Collected(drift))
         self._seconds.labels(PREDICT)  # so that the page has buckets before the first request
 
     def count(self, route: str, status: int, seconds: float) -> None:

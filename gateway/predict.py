@@ -16,6 +16,7 @@ from tristage.client.codec import decode, encode_and_count
 from tristage.errors import AnswerTooLate, InferenceFailed, InputError, ServerError
 from tristage.gateway.admission import RETRY_AFTER, Admission, Refusal
 from tristage.gateway.bodies import JSON, KINDS, Limits, TooLarge, find_kind, parse_json
+from tristage.gateway.drift import Drift
 from tristage.gateway.envelope import request_id
 from tristage.gateway.metrics import Metrics
 from tristage.gateway.settings import Settings
@@ -31,11 +32,14 @@ _SMALL = 64 << 10  # bytes of a body that is worked on at once; a larger one wou
 class Predictor:
     """Answers /v1/predict and /v1/steps."""
 
-    def __init__(self, settings: Settings, triton: Triton, admission: Admission, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: Settings, triton: Triton, admission: Admission, metrics: Metrics, drift: Drift
+    ) -> None:
         self._settings = settings
         self._triton = triton
         self._admission = admission
         self._metrics = metrics
+        self._drift = drift
         self._limits = Limits(settings.max_rows, 4 * settings.max_body)
 
     async def predict(self, request: Request) -> Response:
@@ -55,6 +59,8 @@ class Predictor:
 
             rows, (tensors, cut) = await _work(read, len(body))
             answers = await self._triton.infer(served.signature, tensors, deadline, _passed_on(request))
+            self._drift.follow(served.signature, served.reference)
+            self._drift.observe(tensors, answers)
             size = len(body) if len(rows) > 256 else 0
             answer = await _work(lambda: kind.write(decode(answers, served.signature, rows)), size)
             self._metrics.rows.inc(len(rows))

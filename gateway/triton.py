@@ -7,7 +7,7 @@ import contextlib
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from tristage.client._async_transport import connect_async
 from tristage.client._client import candidates, find_signature, join, split
 from tristage.client._wire import Tensors
 from tristage.columns import Signature
+from tristage.distribution import Distribution
 from tristage.errors import (
     AnswerTooLate,
     InferenceFailed,
@@ -23,6 +24,7 @@ from tristage.errors import (
     ServerUnavailable,
     TristageError,
 )
+from tristage.gateway.drift import read_reference
 from tristage.gateway.example import example_row
 from tristage.gateway.graph import Step, read_steps
 from tristage.manifest import Manifest, read_manifest
@@ -46,6 +48,7 @@ class Served:
         steps: its Triton models, each behind those it reads.
         manifest: what the export wrote; None where no repository is known, or another stack's is.
         example: a row that can be sent, as JSON has it.
+        reference: column -> how the golden rows' values are distributed; empty where that is not known.
         note: why the repository that was named is not made use of; "" where it is.
     """
 
@@ -53,6 +56,7 @@ class Served:
     steps: tuple[Step, ...]
     manifest: Manifest | None
     example: Mapping[str, Any]
+    reference: Mapping[str, Distribution] = field(default_factory=dict)
     note: str = ""
 
 
@@ -196,7 +200,7 @@ def _describe(signature: Signature, config: Mapping[str, Any], repository: Path 
     except (KeyError, TypeError, ValueError) as error:
         raise InferenceFailed(f'the configuration of "{signature.stack}" cannot be read ({error})') from error
     golden = None if manifest is None else repository
-    return Served(signature, steps, manifest, example_row(signature, golden), note)
+    return Served(signature, steps, manifest, example_row(signature, golden), read_reference(golden), note)
 
 
 def _one_step_each(manifest: Manifest) -> dict[str, str]:

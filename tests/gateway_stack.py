@@ -14,10 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tristage.client import encode
 from tristage.columns import SIGNATURE_PARAMETER, Column, Signature
+from tristage.export.golden import write_reference
 from tristage.manifest import GOLDEN, Manifest, checksums, write_manifest
 
 SIGNATURE = Signature(
@@ -158,6 +161,8 @@ def write_repository(root: Path) -> Path:
     for name in ("click", "buy"):
         table = table.append_column(f"expected.{name}", pa.array([answer(row)[name] for row in rows]))
     pq.write_table(table, root / GOLDEN)
+    expected = {name: np.array([answer(row)[name] for row in rows]) for name in ("click", "buy")}
+    write_reference(root, encode(rows, SIGNATURE), SIGNATURE, expected)
     models = {step: f"shop_{step}" for step in _STEPS}
     versions = {"tristage": "0.1.0", "xgboost": "3.2.0"}
     write_manifest(root, Manifest("shop", "pip-cpu", "ensemble", SIGNATURE, models, versions, checksums(root)))

@@ -17,6 +17,7 @@ __all__ = [
     "GOLDEN",
     "KEPT",
     "MANIFEST",
+    "REFERENCE",
     "Manifest",
     "check_files",
     "checksums",
@@ -27,6 +28,7 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 GOLDEN = "golden.parquet"
+REFERENCE = "reference.json"  # how the golden rows' columns and answers are distributed
 KEPT = "README.md"  # the one file of a repository that belongs to its owner, not to an export
 FORMAT = 1
 

@@ -3,6 +3,7 @@ import { drawChart } from "./chart.js";
 import { Graph } from "./graph.js";
 import { byId, make, number } from "./dom.js";
 import { showAnswer } from "./answer.js";
+import { showDrift } from "./drift.js";
 
 const PERIOD = 2000; // ms between two looks
 const WINDOW = 30; // seconds that rates and shares are of
@@ -199,6 +200,7 @@ async function look() {
     while (now.at - looks[0].at > KEPT) looks.shift();
     const before = looks.find((old) => now.at - old.at <= WINDOW && old !== now) ?? null;
     showTraffic(between(before ?? now, now), now);
+    showDrift(byId("drift"), now.drift);
     if (stack !== null && now.away === null) showSteps(before, now);
     if (now.away === null) say("Triton answers", "up");
     else say(now.away, "down");

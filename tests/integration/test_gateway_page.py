@@ -19,6 +19,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 from tristage.client import Client
 from tristage.serving import serve
 
+JSON = {"Content-Type": "application/json"}
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; apt-get install chromium")
 
@@ -144,10 +145,21 @@ def test_it_shows_traffic_and_shares(open_page: Any, url: str) -> None:
     for _ in range(5):
         _predict(page)
     body = json.dumps({"rows": some_rows(2)})
-    asked = page.request.post(f"{url}/v1/predict", data=body, headers={"Content-Type": "application/json"})
+    asked = page.request.post(f"{url}/v1/predict", data=body, headers=JSON)
     assert asked.status == 200
     expect(page.locator("#window")).to_contain_text("the last")
     expect(page.locator(".tiles > div", has_text="Requests").locator("dd")).not_to_have_text("0 /s")
+
+
+def test_it_shows_what_has_drifted(open_page: Any, url: str) -> None:
+    page = open_page(url)
+    shifted = [{**row, "amount": row["amount"] + 1000} for row in some_rows(20)[7:]]
+    for _ in range(40):
+        asked = page.request.post(f"{url}/v1/predict", data=json.dumps({"rows": shifted}), headers=JSON)
+        assert asked.status == 200
+    expect(page.locator("#drift tr.bad").first).to_contain_text("another population")
+    expect(page.locator("#drift tr", has_text="amount")).to_have_class("bad")
+    assert Axe().run(page).violations_count == 0
 
 
 def test_when_triton_goes_the_page_says_so(open_page: Any, repository: Path) -> None:
