@@ -75,6 +75,7 @@ class Comparison:
         self._core, self._artifacts, self._repositories, self._scratch = core, artifacts, repositories, scratch
         self.figures = Figures()
         self.running: dict[str, Any] = {}
+        self._ways: dict[int, dict[str, str]] = {}  # batch -> step -> the way that its library is asked
         self._open = ExitStack()
 
     def __enter__(self) -> Comparison:
@@ -169,15 +170,23 @@ class Comparison:
 
     def _measure(self, way: str, batch: int, seconds: float, turn: int) -> None:
         running = self.running[way]
-        if way in ("libraries", "fastapi"):
-            chosen = running.ask("tune", batch=batch) if isinstance(running, Worker) else running.tune(batch)
-            if turn == 0:
-                self.figures.notes[way] += f"; at batch {batch} {chosen}"
+        if way == "libraries":
+            self._tune(batch)
+        if way == "fastapi":
+            running.ask_by(self._ways.get(batch, {}))
         given: dict[str, Any] = {"batch": batch, "seconds": seconds, "turn": turn}
         made = Turn(**running.ask("measure", **given)) if isinstance(running, Worker) else running.measure(**given)
         self.figures.add(way, batch, made)
         figures = f"p50 {made.p50_ms:.3f} ms, {made.ms_per_example:.4f} ms/example"
         say(f"turn {turn + 1}, batch {batch}, {WAYS[way]}: {figures}")
+
+    def _tune(self, batch: int) -> None:
+        """Have baseline 1 find out how its libraries are best asked; the service asks them alike."""
+        chosen = self.running["libraries"].ask("tune", batch=batch)
+        if batch not in self._ways:
+            words = ", ".join(f"{step} by {way}" for step, way in chosen.items())
+            self.figures.notes["libraries"] += f"; fastest at batch {batch}: {words}"
+        self._ways[batch] = chosen
 
     def explain(self, seconds: float) -> None:
         """Where the time goes, by step."""
@@ -196,7 +205,7 @@ class Comparison:
                     found = {}
                     for batch in BATCHES:
                         if way == "libraries":
-                            running.ask("tune", batch=batch)
+                            self._tune(batch)
                         found[batch] = running.ask("where", batch=batch, seconds=seconds, turn=0)
                 else:
                     steps = running.steps.items()

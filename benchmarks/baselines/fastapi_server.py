@@ -62,9 +62,9 @@ def application(artifacts: Path, columns: tuple[Column, ...]) -> FastAPI:
         found = opened["stack"].answer(frame(given)).tolist()
         return answers(rows=[answer(**dict(zip(stack.outputs, values, strict=True))) for values in found])
 
-    @app.post("/tune")
-    def tune(given: rows) -> dict[str, str]:  # type: ignore[valid-type]
-        return opened["stack"].tune(frame(given))
+    @app.put("/ways")
+    def ways(chosen: dict[str, str]) -> None:
+        opened["stack"].ask_by(chosen)
 
     return app
 

@@ -6,7 +6,7 @@ documentation advises on one core.
 - NVTabular: `workflow.transform` of a DataFrame, or of a Dataset; whichever `tune` finds faster for a batch size.
 - XGBoost: `Booster.inplace_predict` on float32 rows, nthread 1, boosters loaded once.
 - PyTorch: the saved program under `inference_mode`, one thread; programs are exported in evaluation mode.
-- Keras: `model(x, training=False)`, `predict_on_batch` or a compiled `tf.function`, as `tune` finds faster.
+- Keras: a compiled `tf.function`, `predict_on_batch` or `model(x, training=False)`, as `tune` finds faster.
 
 The environment that thread pools are sized by, and the core, must be set before this module is imported.
 """
@@ -31,7 +31,7 @@ from tristage.stack import ForestStep, MeanStep, NetStep, Stack, WorkflowStep, s
 
 __all__ = ["Libraries"]
 
-TRIALS = 5  # calls that a way of asking is tried for; the median decides
+TRIALS, TRIED_S = 5, 1.0  # calls that a way of asking is tried for, or seconds; the median decides
 
 Source = tuple[str, str]  # a step, and its column
 
@@ -102,11 +102,16 @@ class Libraries:
             self.spent[name] = time.perf_counter() - start
         return call.every[:, self._answers]
 
+    def ask_by(self, ways: Mapping[str, str]) -> None:
+        """Have steps asked in these ways, as `tune` chose them; the others as they were."""
+        for name, way in ways.items():
+            self._asked[name].way = way
+
     def tune(self, frame: Any) -> dict[str, str]:
-        """Choose for frames of so many rows how NVTabular and Keras are asked: what is fastest, measured once.
+        """Have NVTabular and Keras asked as is fastest for frames of so many rows; that is measured once.
 
         Returns:
-            step -> how it is asked.
+            step -> the way it is asked.
         """
         if len(frame) not in self._chosen:
             call = self._call(frame)
@@ -115,9 +120,8 @@ class Libraries:
                     _choose(self._asked[name], lambda run=run: run(call))
                 run(call)
             self._chosen[len(frame)] = {name: asked.way for name, asked in self._asked.items()}
-        for name, way in self._chosen[len(frame)].items():
-            self._asked[name].way = way
-        return {name: asked.WAYS[asked.way] for name, asked in self._asked.items()}
+        self.ask_by(self._chosen[len(frame)])
+        return self._chosen[len(frame)]
 
     def _call(self, frame: Any) -> Call:
         return Call(frame, {}, np.empty((len(frame), len(self._place)), np.float32))
@@ -244,7 +248,7 @@ def _choose(asked: Any, call: Callable[[], Any]) -> None:
         asked.way = way
         call()
         took = []
-        for _ in range(TRIALS):
+        while len(took) < TRIALS and sum(took) < TRIED_S:
             start = time.perf_counter()
             call()
             took.append(time.perf_counter() - start)
@@ -262,7 +266,7 @@ class _Workflow:
         way: how it is asked, one of WAYS.
     """
 
-    WAYS: Mapping[str, str] = {"frame": "workflow.transform(DataFrame)", "dataset": "workflow.transform(Dataset)"}
+    WAYS = ("transform(DataFrame)", "transform(Dataset)")
 
     def __init__(self, folder: Any) -> None:
         import dask
@@ -271,14 +275,14 @@ class _Workflow:
 
         dask.config.set(scheduler="synchronous")  # the one thread there is
         warnings.simplefilter("ignore")  # NVTabular's own, at every call
-        self.way = "frame"
+        self.way = self.WAYS[0]
         self._fitted = load(Path(folder))
         self.inputs = self._fitted.input_schema.column_names
         self.columns = self._fitted.output_schema.column_names
         self.numbers = [column.name for column in self._fitted.output_schema if not column.is_list]
 
     def transform(self, frame: Any) -> Any:
-        if self.way == "frame":
+        if self.way == self.WAYS[0]:
             return self._fitted.transform(frame)
         from merlin.io import Dataset
 
@@ -296,23 +300,20 @@ class _Torch:
         names = program.graph_signature.user_inputs
         values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
         self.inputs = [(name, str(values[name].dtype)[len("torch.") :], tuple(values[name].shape)) for name in names]
-        self._names, self._module, self._torch = names, program.module(), torch
+        self._spec, self._module, self._torch = program.call_spec.in_spec, program.module(), torch
 
     def ask(self, inputs: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
         torch = self._torch
         with torch.inference_mode():
-            tensors = map(torch.from_numpy, inputs)
-            return np.asarray(self._module(**dict(zip(self._names, tensors, strict=True))).numpy())
+            tensors = list(map(torch.from_numpy, inputs))
+            arguments, keywords = torch.utils._pytree.tree_unflatten(tensors, self._spec)
+            return np.asarray(self._module(*arguments, **keywords).numpy())
 
 
 class _Keras:
     """A .keras file; `inputs` are (name, dtype, shape)."""
 
-    WAYS: Mapping[str, str] = {
-        "call": "model(x, training=False)",
-        "predict_on_batch": "model.predict_on_batch",
-        "function": "tf.function of model(x, training=False)",
-    }
+    WAYS = ("tf.function", "predict_on_batch", "model(x, training=False)")
 
     def __init__(self, file: Path) -> None:
         os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -321,16 +322,16 @@ class _Keras:
         import keras
         import tensorflow
 
-        self.way = "call"
+        self.way = self.WAYS[0]
         self._model = model = keras.saving.load_model(file, compile=False)
         self.inputs = [(tensor.name, str(tensor.dtype), tuple(tensor.shape)) for tensor in model.inputs]
         specs = [tensorflow.TensorSpec(tensor.shape, tensor.dtype) for tensor in model.inputs]
         self._function = tensorflow.function(lambda *x: model(list(x), training=False), input_signature=specs)
 
     def ask(self, inputs: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
-        match self.way:
-            case "call":
-                return np.asarray(self._model(list(inputs), training=False))
-            case "predict_on_batch":
+        match self.WAYS.index(self.way):
+            case 0:
+                return np.asarray(self._function(*inputs))
+            case 1:
                 return np.asarray(self._model.predict_on_batch(list(inputs)))
-        return np.asarray(self._function(*inputs))
+        return np.asarray(self._model(list(inputs), training=False))

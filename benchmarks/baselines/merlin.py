@@ -35,7 +35,7 @@ from tristage.stack import WorkflowStep
 __all__ = ["Preprocessing", "merlin", "workflows"]
 
 MODEL = "executor_model"
-LEAST = 3  # requests of a turn
+LEAST = 2  # requests of a turn
 
 # run by the interpreter of Merlin Systems' environment: the folder to export to, saved workflows
 EXPORT = """

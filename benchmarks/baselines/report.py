@@ -91,7 +91,7 @@ def _bars_table(found: Sequence[Bar]) -> str:
 def _table(figures: Figures, batch: int, ways: Sequence[str], first: str) -> str:
     number = WAYS[first].partition(".")[0]
     lines = [
-        f"| way | p50 ms | p99 ms | ms/example | CPU ms/example | times faster than {number} | calls |",
+        f"| way | p50 ms | p99 ms | ms/example | CPU ms/example | times faster than baseline {number} | calls |",
         "|---|---|---|---|---|---|---|",
     ]
     for way in ways:

@@ -154,12 +154,11 @@ libraries = Libraries(read_stack(Path({str(tiny_stack / "stack.yaml")!r})))
 rows, expected = golden(Path({str(tiny_repository)!r}), libraries.outputs)
 frame = libraries.complete(rows.to_pandas())
 first = libraries.complete(rows.slice(0, 1).to_pandas())
-for way in ("frame", "dataset"):
-    libraries._asked["features"].way = way
-    for net in [libraries._asked["keras"]]:
-        for net.way in net.WAYS:
-            assert difference(libraries.answer(frame), expected)["off"] == 0
-            assert difference(libraries.answer(first), expected[:1])["off"] == 0
+for step, asked in libraries._asked.items():
+    for way in asked.WAYS:
+        libraries.ask_by({{step: way}})
+        assert difference(libraries.answer(frame), expected)["off"] == 0
+        assert difference(libraries.answer(first), expected[:1])["off"] == 0
 chosen = libraries.tune(frame)
 assert set(chosen) == {{"features", "keras"}}, chosen
 assert difference(libraries.answer(frame), expected)["off"] == 0
