@@ -14,6 +14,7 @@ import json
 import os
 import shlex
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -260,7 +261,10 @@ def main() -> None:
     cores = sorted(os.sched_getaffinity(0))
     core, client = cores[0], cores[-1]
     say(f"exporting {artifacts}, unless that is done")
-    repositories = exported(artifacts, ROOT / ".cache" / "single_core" / options.size)
+    try:
+        repositories = exported(artifacts, ROOT / ".cache" / "single_core" / options.size)
+    except subprocess.CalledProcessError:
+        sys.exit("the stack could not be exported; nothing was measured")
     computer = described()
     os.sched_setaffinity(0, {client})  # and everything from here on but what is pinned to the other core
     with (

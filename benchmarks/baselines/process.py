@@ -25,10 +25,12 @@ class WayFailed(Exception):
     """A way cannot be measured; the message says why. The others go on."""
 
 
-def environment(**more: str) -> Mapping[str, str]:
+def environment() -> Mapping[str, str]:
     """One thread for every pool, before any library is imported."""
     threads = dict.fromkeys((*THREAD_VARIABLES, "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), "1")
-    return {**os.environ, **threads, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", **more}
+    # `benchmarks` is found from the repository's root, which must then be looked in
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    return {**inherited, **threads, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
 
 
 class Worker:
