@@ -125,8 +125,9 @@ class Comparison:
         """A way that fails is out, and the reason is kept."""
         try:
             yield
-        except (WayFailed, TristageError, OSError) as error:
-            self.figures.failed[way] = str(error) or repr(error)
+        except Exception as error:  # whatever it is, the others go on
+            said = str(error) if isinstance(error, (WayFailed, TristageError)) else repr(error)
+            self.figures.failed[way] = said
             self.running.pop(way, None)
             say(f"  failed: {self.figures.failed[way]}")
 

@@ -17,7 +17,7 @@ from tristage.serving import serve
 
 __all__ = ["Served"]
 
-WARMUP = 0.5  # seconds of requests before each turn
+READY, WARMUP = 300.0, 0.5  # seconds until it must be ready, and of requests before each turn
 
 
 class Served:
@@ -39,7 +39,7 @@ class Served:
         self._names = {model: step for step, model in manifest.models.items()} if manifest.layout == "ensemble" else {}
         self._rows = test_rows(artifacts).select([column.name for column in manifest.signature.inputs])
         self.steps: dict[int, dict[str, list[float]]] = {}
-        self.server = serve(repository, cores=[core], http_port=0, grpc_port=0, metrics_port=0)
+        self.server = serve(repository, cores=[core], http_port=0, grpc_port=0, metrics_port=0, timeout=READY)
 
     def check(self) -> dict[str, float]:
         """Replay the golden rows.
@@ -62,9 +62,7 @@ class Served:
             WayFailed: the server went away, or a request failed.
         """
         cell = self.load(batch, seconds, turn)
-        for step in cell.steps:
-            spent = step.queue_ms + step.compute_input_ms + step.compute_infer_ms + step.compute_output_ms
-            name = self._names.get(step.model, step.model)
+        for name, spent in self._spent(cell).items():
             self.steps.setdefault(batch, {}).setdefault(name, []).append(spent)
         if cell.server_ms is not None and cell.outside_ms is not None:
             known = self.steps.setdefault(batch, {})
@@ -74,6 +72,15 @@ class Served:
         assert cell.ms_per_example is not None
         cpu = None if cell.server is None else cell.server.cpu_ms_per_example
         return Turn(cell.requests, cell.latency.p50_ms, cell.latency.p99_ms, cell.ms_per_example, cpu)
+
+    def _spent(self, cell: Cell) -> dict[str, float]:
+        """Milliseconds by step, by Triton's statistics; where one model has all steps, by what Triton does for it."""
+        if not self._names and cell.steps:
+            one = cell.steps[0]
+            moved = {"tensors to the runner": one.compute_input_ms, "tensors back": one.compute_output_ms}
+            return {"waiting": one.queue_ms, **moved, "the runner": one.compute_infer_ms}
+        spent = ((s, s.queue_ms + s.compute_input_ms + s.compute_infer_ms + s.compute_output_ms) for s in cell.steps)
+        return {self._names.get(step.model, step.model): ms for step, ms in spent}
 
     def load(self, batch: int, seconds: float, turn: int) -> Cell:
         """The load tester's cell."""
