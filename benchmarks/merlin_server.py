@@ -24,12 +24,14 @@ READY = 300.0  # seconds until it must be ready: on one core its models import T
 
 
 @contextmanager
-def serve_merlin(repository: Path, core: int | None = None) -> Iterator[str]:
+def serve_merlin(repository: Path, core: int | None = None, path: Path | None = None) -> Iterator[str]:
     """Serve a repository that `Ensemble.export` wrote; its models must be of the Python backend.
 
     Args:
         repository: the folder.
         core: the core that the server and its children are pinned to.
+        path: a folder that the models import modules from, such as those that a workflow's pickle names: they find
+            none but in their environment and where the server was started.
 
     Yields:
         The server's gRPC address, such as "127.0.0.1:8001".
@@ -54,7 +56,7 @@ def serve_merlin(repository: Path, core: int | None = None) -> Iterator[str]:
     if core is not None:
         argv = ["taskset", "-c", str(core), *argv]
     with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory() as empty, ExitStack() as stack:
-        process = subprocess.Popen(argv, env=env, cwd=empty, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(argv, env=env, cwd=path or empty, stdout=log, stderr=subprocess.STDOUT)
         stack.callback(_end, process)
         address = f"127.0.0.1:{ports.grpc}"
         deadline = time.monotonic() + READY

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -100,3 +101,17 @@ def test_the_final_stack_beats_every_stage_1_model(demo: Path) -> None:
     for metric in ("ap", "rce"):
         best = max(scores[name][metric]["average"] for name in STAGE1)
         assert scores["stack"][metric]["average"] > best
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.xdist_group("recsys2021")
+def test_the_baseline_that_benchmarks_compare_with_answers_what_the_training_libraries_answered(demo: Path) -> None:
+    from benchmarks.baselines.process import Worker
+    from examples.recsys2021.train import ARTIFACTS
+
+    with Worker(min(os.sched_getaffinity(0)), "libraries", ARTIFACTS / "small", demo / "repository") as worker:
+        assert worker.ask("check") == {"largest": pytest.approx(0, abs=1e-5), "off": 0.0}
+        chosen = worker.ask("tune", batch=1)
+        assert set(chosen) == {"features", "nn1"}
+        assert worker.ask("check") == {"largest": pytest.approx(0, abs=1e-5), "off": 0.0}
