@@ -19,17 +19,24 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from tristage.client import Client, encode, verify
 from tristage.serving import Server, serve
 
+pytestmark = pytest.mark.xdist_group("fuzz")  # one worker exports and serves
 LARGE = 10 << 20
 ODD_NUMBERS = (np.nan, np.inf, -np.inf, 3.4e38, -3.4e38, 1e-45, -0.0, 2.0**63, -(2.0**63))
 
 
 @pytest.fixture(scope="module", params=["ensemble", "fused"])
 def served(
-    request: pytest.FixtureRequest, tiny_stack: Path, tmp_path_factory: pytest.TempPathFactory, cli: Callable[..., Any]
+    request: pytest.FixtureRequest,
+    tiny_stack: Path,
+    tiny_repository: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    cli: Callable[..., Any],
 ) -> Iterator[tuple[Server, Path]]:
-    path = tmp_path_factory.mktemp("fuzz") / "repository"
-    done = cli("export", "--trust", tiny_stack / "stack.yaml", "-o", path, "--layout", request.param)
-    assert done.code == 0, done.err
+    path = tiny_repository
+    if request.param == "fused":
+        path = tmp_path_factory.mktemp("fuzz") / "repository"
+        done = cli("export", "--trust", tiny_stack / "stack.yaml", "-o", path, "--layout", "fused")
+        assert done.code == 0, done.err
     with serve(path, cores=[0], http_port=0, grpc_port=0, metrics_port=0) as server:
         yield server, path
 
