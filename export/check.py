@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tristage.columns import DTYPES
 from tristage.errors import ArtifactError, ParityError
 from tristage.export.gtil import OpenCheckpoint
 from tristage.export.lower import LoweredStack, LoweredStep
+from tristage.export.net.backends import OpenNet
+from tristage.export.net.native import NativeNet
 from tristage.export.place import Checkpoint, PlacedModel, Placement
 from tristage.export.reference import answer_step
 from tristage.export.repository import save_model
-from tristage.serving.graph import GraphError
+from tristage.serving.graph import GraphError, Tensor
 from tristage.serving.interpreted import Interpreter
 from tristage.serving.runner import Runnable, open_folder
 from tristage.serving.workflow_file import WorkflowFile
@@ -83,6 +86,13 @@ def open_model(model: PlacedModel, tables: Path | None = None) -> Runnable:
     if isinstance(model.graph, Checkpoint):
         assert tables is not None
         return OpenCheckpoint.of(model, tables)
+    if isinstance(model.graph, NativeNet):
+        assert tables is not None
+        given, made = (
+            tuple(Tensor(its.name, f"TYPE_{DTYPES[its.dtype][1]}", np.dtype(its.dtype), its.width) for its in tensors)
+            for tensors in (model.inputs, model.outputs)
+        )
+        return OpenNet.open(model.graph, given, made, tables / model.graph.file, ", ".join(model.steps))
     with tempfile.TemporaryDirectory(dir=tables, prefix="model-") as folder:
         save_model(model.graph, Path(folder), tables)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import onnx
 
 from tristage.columns import DTYPES, SIGNATURE_PARAMETER, Signature
 from tristage.errors import RepositoryError
+from tristage.export.net.backends import BACKENDS
+from tristage.export.net.native import NativeNet
 from tristage.export.place import Checkpoint, PlacedModel, Placement, Tensor
 from tristage.targets import Target
 
@@ -19,31 +22,39 @@ CHECKPOINT_FILE = "checkpoint.tl"  # the one name that FIL looks for
 
 
 def model_config(model: PlacedModel, max_batch: int, target: Target, instances: int = 1) -> str:
-    """The configuration of one model: for FIL, for ONNX Runtime, or with the runner for the Python backend."""
+    """The configuration of one model: for FIL, ONNX Runtime or a framework's own backend, or for the runner."""
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2 as pb
 
-    backend, parameters = "python", {}
+    backend, file, platform = "python", "", ""
+    parameters: Mapping[str, str] = {}
     if isinstance(model.graph, Checkpoint):
         backend, parameters = "fil", _fil(model.graph)
+    elif isinstance(model.graph, NativeNet):
+        backend, its = model.graph.backend, BACKENDS[model.graph.backend]
+        file, platform, parameters = its.file, its.platform, its.parameters(instances)
     elif target.native and isinstance(model.graph, onnx.ModelProto):
-        backend, parameters = "onnxruntime", _ONNX_RUNTIME
+        backend, file, parameters = "onnxruntime", "graph.onnx", _ONNX_RUNTIME
     inputs, outputs = _own_names(model)
+    flat = _flat(model)
     kind = "KIND_GPU" if target.gpu and model.on_gpu else "KIND_CPU"
+    rows = pb.ModelTensorReshape()  # of no dimension but the rows
     config = pb.ModelConfig(
         name=model.name,
+        platform=platform,
         backend=backend,
         max_batch_size=max_batch,
-        input=[pb.ModelInput(name=t.name, data_type=_type(pb, t), dims=[t.width]) for t in inputs],
+        input=[
+            pb.ModelInput(name=t.name, data_type=_type(pb, t), dims=[t.width], reshape=rows if t.name in flat else None)
+            for t in inputs
+        ],
         output=[
             pb.ModelOutput(
-                name=t.name,
-                data_type=_type(pb, t),
-                dims=[t.width],
+                name=t.name, data_type=_type(pb, t), dims=[t.width], reshape=rows if t.name in flat else None
             )
             for t in outputs
         ],
-        default_model_filename="graph.onnx" if backend == "onnxruntime" else "",
+        default_model_filename=file,
         parameters={name: pb.ModelParameter(string_value=value) for name, value in parameters.items()},
         instance_group=[
             pb.ModelInstanceGroup(count=instances, kind=pb.ModelInstanceGroup.Kind.Value(kind)),
@@ -77,11 +88,24 @@ def _fil(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def _own_names(model: PlacedModel) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """A model's inputs and outputs as itself calls them; all but FIL call them as the ensemble does."""
+    """A model's inputs and outputs as itself calls them; FIL and the frameworks' own backends have names of theirs."""
+    if isinstance(model.graph, NativeNet):
+        its = model.graph
+        return (
+            tuple(replace(t, name=own.name) for t, own in zip(model.inputs, its.inputs, strict=True)),
+            tuple(replace(t, name=own.name) for t, own in zip(model.outputs, its.outputs, strict=True)),
+        )
     if not isinstance(model.graph, Checkpoint):
         return model.inputs, model.outputs
     (rows,), (answers,) = model.inputs, model.outputs
     return (replace(rows, name="input__0"),), (replace(answers, name="output__0"),)
+
+
+def _flat(model: PlacedModel) -> set[str]:
+    """The tensors, by its own names, that a model wants as [rows], where they travel as [rows, 1]."""
+    if not isinstance(model.graph, NativeNet):
+        return set()
+    return {its.name for its in (*model.graph.inputs, *model.graph.outputs) if its.flat}
 
 
 def ensemble_config(placement: Placement) -> str:

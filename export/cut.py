@@ -1,7 +1,8 @@
-"""A placement for Triton's native backends: every graph is cut at its forests, which FIL answers.
+"""A placement for Triton's native backends: graphs are cut at forests, which FIL answers, and at nets, on request.
 
-What lies before, between and after them are models of the ONNX Runtime backend. Triton joins requests row by row, so
-that only tensors of [rows, width] travel between models; others are made again where they are read.
+A net that its framework's own backend is to answer becomes a model of its own, as every forest does. What lies before,
+between and after them are models of the ONNX Runtime backend. Triton joins requests row by row, so that only tensors of
+[rows, width] travel between models; others are made again where they are read.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import onnx
 from onnx import helper
 
 from tristage.errors import ArtifactError
+from tristage.export.net.native import NativeNet, native_of
 from tristage.export.onnx_graph import ENGINE_DOMAIN, GraphBuilder, dtype_of, onnx_type
 from tristage.export.place import Checkpoint, PlacedModel, Placement, Tensor
 from tristage.export.release import for_release
 from tristage.export.split import Program, split
-from tristage.serving.program_file import ForestCall, RecurrenceCall
 
 __all__ = ["cut"]
 
@@ -25,7 +26,7 @@ Names = Mapping[str, Sequence[str]]  # a graph's tensor -> what the ensemble cal
 
 
 def cut(placement: Placement) -> Placement:
-    """The same stack with a model of its own for every checkpoint, and for what lies before, between and after them."""
+    """The same stack with models of their own for checkpoints and nets, and for what lies before, between and after."""
     models: list[PlacedModel] = []
     for model in placement.models:
         program = split(model.graph, _travels) if isinstance(model.graph, onnx.ModelProto) else None
@@ -35,23 +36,24 @@ def cut(placement: Placement) -> Placement:
 
 def _parts(model: PlacedModel, program: Program, stack: str) -> Iterator[PlacedModel]:
     assert isinstance(model.graph, onnx.ModelProto)
-    forests = {node.output[0]: node for node in model.graph.graph.node if node.domain == ENGINE_DOMAIN}
+    asked = [node for node in model.graph.graph.node if node.domain == ENGINE_DOMAIN]
     names = _names(model, program)
-    others = set(model.steps) - {node.name for node in forests.values()}
-    stage, batch = 0, set[str]()  # forests that are asked side by side end a stage
+    others = set(model.steps) - {node.name for node in asked}
+    stage, batch = 0, set[str]()  # engines that are asked side by side end a stage
     for part in program.parts:
-        if isinstance(part, ForestCall):
-            if part.rows in batch:
+        if isinstance(part, onnx.NodeProto):
+            if batch.intersection(part.input):
                 stage, batch = stage + 1, set()
-            batch.add(part.output)
-            yield _forest(forests[part.output], names, stack)
+            batch.update(part.output)
+            yield _engine(part, names, stack)
             continue
         stage, batch = stage + bool(batch), set()
         steps = tuple(step for step in model.steps if step in others and model.stages[step] == stage)
         label = str(stage) if len(model.steps) > 1 else "answers" if stage else "rows"
         own = replace(model, name=f"{model.name}__{label}", steps=steps, on_gpu=model.on_gpu.intersection(steps))
         yield _graph(part, names, own)
-    copies = {name: its for name, its in names.items() if len(its) > 1 and (name in forests or its[0] == name)}
+    made = {name for node in asked for name in node.output}
+    copies = {name: its for name, its in names.items() if len(its) > 1 and (name in made or its[0] == name)}
     if copies:
         yield _copies(copies, model)
 
@@ -67,21 +69,35 @@ def _names(model: PlacedModel, program: Program) -> Names:
     for emitted, tensor in program.outputs.items():
         names.setdefault(tensor, []).append(emitted)
     for part in program.parts:
-        assert not isinstance(part, RecurrenceCall)  # native targets have none
-        for name in [part.output] if isinstance(part, ForestCall) else [value.name for value in part.graph.output]:
+        made = part.output if isinstance(part, onnx.NodeProto) else [value.name for value in part.graph.output]
+        for name in made:
             names.setdefault(name, [f"{model.name}{name}"])
     return names
 
 
-def _forest(node: onnx.NodeProto, names: Names, stack: str) -> PlacedModel:
-    said = {attribute.name: attribute for attribute in node.attribute}
-    features, width = said["features"].i, said["width"].i
+def _engine(node: onnx.NodeProto, names: Names, stack: str) -> PlacedModel:
+    """The model that a forest's or a net's node is."""
+    native = native_of(node)
+    if native is not None:
+        read = [
+            Tensor(names[name][0], its.dtype, its.width) for name, its in zip(node.input, native.inputs, strict=True)
+        ]
+        made = [
+            Tensor(names[name][0], its.dtype, its.width) for name, its in zip(node.output, native.outputs, strict=True)
+        ]
+        graph: Checkpoint | NativeNet = native
+    else:
+        said = {attribute.name: attribute for attribute in node.attribute}
+        features, width = said["features"].i, said["width"].i
+        read = [Tensor(names[node.input[0]][0], "float32", features)]
+        made = [Tensor(names[node.output[0]][0], "float32", width)]
+        graph = Checkpoint(said["file"].s.decode(), features, width)
     return PlacedModel(
         name=f"{stack}_{node.name}",
         steps=(node.name,),
-        graph=Checkpoint(said["file"].s.decode(), features, width),
-        inputs=(Tensor(names[node.input[0]][0], "float32", features),),
-        outputs=(Tensor(names[node.output[0]][0], "float32", width),),
+        graph=graph,
+        inputs=tuple(read),
+        outputs=tuple(made),
         columns={},
         on_gpu=frozenset({node.name}),
     )
@@ -119,7 +135,7 @@ def _graph(part: onnx.ModelProto, names: Names, model: PlacedModel) -> PlacedMod
 
 
 def _copies(copies: Names, model: PlacedModel) -> PlacedModel:
-    """What emits a raw column or a forest's answer under further names."""
+    """What emits a raw column or an engine's answer under further names."""
     emitted = {tensor.name: tensor for tensor in model.outputs}
     graph = GraphBuilder()
     outputs = [(emitted[other], its[0]) for its in copies.values() for other in its[1:]]

@@ -16,6 +16,7 @@ from tristage.errors import ArtifactError, StackError
 from tristage.export.forest import ForestSet, read_forests
 from tristage.export.forest.read import find_forests
 from tristage.export.net import Net, read_net
+from tristage.export.net.backends import check_backend, write_native
 from tristage.export.net.outputs import column_names, score_names
 from tristage.export.net.read import find_converter
 from tristage.export.rewrites import check_names, rewrite
@@ -172,6 +173,8 @@ def _find_artifacts(stack: Stack, trust: bool) -> None:
                 find_forests(name, artifact, grouped=step.group is not None, trust=trust)
             case NetStep(net=artifact):
                 find_converter(name, artifact)
+                if step.backend is not None:
+                    check_backend(name, step.backend, artifact)
             case MeanStep():
                 pass
 
@@ -350,9 +353,12 @@ def _lower_net(
 ) -> LoweredStep:
     if step.rewrites is not None:
         check_names(step.rewrites, f"step {name}")
-    net = read_net(name, step.net, tables, step.examples)
-    model, rewritten = rewrite(net.model, tables, step.rewrites, engine=not native)
-    net = dataclasses.replace(net, model=model, rewritten=rewritten)
+    if step.backend is not None and native and tables is not None:
+        net = write_native(name, step.backend, step.net, tables, step.examples)
+    else:
+        net = read_net(name, step.net, tables, step.examples)
+        model, rewritten = rewrite(net.model, tables, step.rewrites, engine=not native)
+        net = dataclasses.replace(net, model=model, rewritten=rewritten)
     inputs = {tensor.name: tensor for tensor in net.inputs}
     for given in step.reads:
         if given not in inputs:

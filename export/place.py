@@ -21,6 +21,7 @@ from tristage.export.forest.native import add_checkpoint
 from tristage.export.forest.to_onnx import add_forests
 from tristage.export.lower import Feed, LoweredStack, LoweredStep, Mean, Source, Workflow
 from tristage.export.net import Net
+from tristage.export.net.native import NativeNet
 from tristage.export.onnx_graph import ENGINE_DOMAIN, GraphBuilder
 from tristage.export.workflow import InterpretedWorkflow
 from tristage.export.workflow.values import pack
@@ -61,19 +62,19 @@ class PlacedModel:
     Attributes:
         name: the Triton model's name.
         steps: the steps it computes.
-        graph: the ONNX model; of a forest that FIL serves, its checkpoint; of a workflow that NVTabular itself serves,
-            what its `workflow.json` says.
+        graph: the ONNX model; of a forest that FIL serves, its checkpoint; of a net that its framework's own backend
+            serves, its file; of a workflow that NVTabular itself serves, what its `workflow.json` says.
         inputs: the tensors it reads.
         outputs: the tensors it emits.
         columns: output tensor -> the columns that lie side by side in it, each as (step, column); empty where a step
             is made of several models.
-        stages: step -> how many forests it has to wait for, one after the other; of fused steps.
+        stages: step -> how many engines it has to wait for, one after the other; of fused steps.
         on_gpu: those of its steps that are worth a GPU: forests and nets.
     """
 
     name: str
     steps: tuple[str, ...]
-    graph: onnx.ModelProto | Checkpoint | WorkflowFile
+    graph: onnx.ModelProto | Checkpoint | NativeNet | WorkflowFile
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     columns: Mapping[str, tuple[tuple[str, str], ...]]
@@ -198,15 +199,15 @@ def fuse(placement: Placement) -> Placement:
 
 
 def _stages(models: Sequence[PlacedModel]) -> dict[str, int]:
-    """How many forests every step has to wait for, one after the other."""
+    """How many engines every step has to wait for, one after the other."""
     stages: dict[str, int] = {}
     ends: dict[str, int] = {}  # of a tensor
     for model in models:
         (step,) = model.steps
         stages[step] = max((ends.get(tensor.name, 0) for tensor in model.inputs), default=0)
         assert isinstance(model.graph, onnx.ModelProto)
-        forest = any(node.domain == ENGINE_DOMAIN for node in model.graph.graph.node)
-        ends.update({tensor.name: stages[step] + forest for tensor in model.outputs})
+        engine = any(node.domain == ENGINE_DOMAIN for node in model.graph.graph.node)
+        ends.update({tensor.name: stages[step] + engine for tensor in model.outputs})
     return stages
 
 
@@ -279,7 +280,8 @@ def _graph(
             ]
         )
     graph = GraphBuilder()
-    feeds = {feed.name: _feed(graph, feed, steps, ports) for feed in step.feeds}
+    native_net = isinstance(step.body, Net) and step.body.native
+    feeds = {feed.name: _feed(graph, feed, steps, ports, feed.flat and not native_net) for feed in step.feeds}
     match step.body:
         case ForestSet() as forests:
             group = None
@@ -317,8 +319,10 @@ def _forests(
         raise ArtifactError(f"step {step}: {error}") from error
 
 
-def _feed(graph: GraphBuilder, feed: Feed, steps: Mapping[str, LoweredStep], ports: Mapping[str, list[_Port]]) -> str:
-    """The tensor of a feed, put together from the ports of the steps it reads."""
+def _feed(
+    graph: GraphBuilder, feed: Feed, steps: Mapping[str, LoweredStep], ports: Mapping[str, list[_Port]], flat: bool
+) -> str:
+    """The tensor of a feed, put together from the ports of the steps it reads; [rows] where it is to be flat."""
     pieces = []
     for source, run in _runs(feed.sources):
         if source is None:
@@ -333,7 +337,7 @@ def _feed(graph: GraphBuilder, feed: Feed, steps: Mapping[str, LoweredStep], por
         piece = graph.columns(piece, [place for item in run for place in at[item.position]], port.tensor.width)
         pieces.append(graph.cast(piece, dtype, feed.dtype))
     tensor = graph.concat(pieces)
-    return graph.add("Squeeze", tensor, graph.constant(np.array([1], np.int64))) if feed.flat else tensor
+    return graph.add("Squeeze", tensor, graph.constant(np.array([1], np.int64))) if flat else tensor
 
 
 def _places(step: LoweredStep, port: _Port) -> dict[int, range]:

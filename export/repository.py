@@ -13,8 +13,10 @@ import onnx
 
 from tristage.errors import ExportError
 from tristage.export.config import CHECKPOINT_FILE, ensemble_config, model_config
+from tristage.export.net.backends import BACKENDS
+from tristage.export.net.native import NativeNet
 from tristage.export.place import Checkpoint, Placement
-from tristage.export.split import split
+from tristage.export.split import call_of, split
 from tristage.manifest import KEPT, MANIFEST
 from tristage.serving.forest.recipe import Recipe
 from tristage.serving.program_file import PROGRAM_FILE, ForestCall, ProgramFile, RecurrenceCall
@@ -103,6 +105,10 @@ def write_models(repository: Path, placement: Placement, target: Target, instanc
             assert placement.tables is not None
             _link(model.graph.file, version, placement.tables, CHECKPOINT_FILE)
             continue
+        if isinstance(model.graph, NativeNet):
+            assert placement.tables is not None
+            _link_net(model.graph, version, placement.tables)
+            continue
         if not target.native or isinstance(model.graph, WorkflowFile):
             (version / "model.py").write_text(_RUNNER)
         save_model(model.graph, version, placement.tables)
@@ -111,6 +117,21 @@ def write_models(repository: Path, placement: Placement, target: Target, instanc
     # Triton wants the version's folder; a file keeps it alive in archives that drop empty folders
     (ensemble / "1" / ".keep").touch()
     (ensemble / "config.pbtxt").write_text(ensemble_config(placement))
+
+
+def _link_net(native: NativeNet, version: Path, tables: Path) -> None:
+    """Put a net's file, or all of its folder, where the framework's backend looks for it."""
+    source, called = tables / native.file, BACKENDS[native.backend].file
+    if not source.is_dir():
+        _link(native.file, version, tables, called)
+        return
+    for path in sorted(source.rglob("*")):
+        inside = path.relative_to(source)
+        if path.is_dir():
+            (version / called / inside).mkdir(parents=True)
+        else:
+            (version / called / inside.parent).mkdir(parents=True, exist_ok=True)
+            _link(f"{native.file}/{inside}", version, tables, f"{called}/{inside}")
 
 
 def save_model(graph: onnx.ModelProto | WorkflowFile, folder: Path, tables: Path | None) -> None:
@@ -130,17 +151,15 @@ def save_model(graph: onnx.ModelProto | WorkflowFile, folder: Path, tables: Path
         return
     parts: list[str | ForestCall | RecurrenceCall] = []
     for number, part in enumerate(program.parts):
-        if isinstance(part, ForestCall):
-            assert tables is not None
-            for name in forest_files(part, tables):
-                _link(name, folder, tables)
-            parts.append(part)
-        elif isinstance(part, RecurrenceCall):
-            _link(part.recurrence, folder, tables)
-            parts.append(part)
-        else:
+        if isinstance(part, onnx.ModelProto):
             _save_graph(part, folder / f"graph{number}.onnx", tables)
             parts.append(f"graph{number}.onnx")
+            continue
+        call = call_of(part)
+        assert tables is not None
+        for name in forest_files(call, tables) if isinstance(call, ForestCall) else [call.recurrence]:
+            _link(name, folder, tables)
+        parts.append(call)
     (folder / PROGRAM_FILE).write_text(ProgramFile(tuple(parts), program.outputs).to_json(), encoding="utf-8")
 
 

@@ -1,9 +1,10 @@
-"""A graph with forests or recurrences in it -> a program: ONNX graphs, and between them what engines answer.
+"""A graph with forests, recurrences or nets of their own in it -> ONNX graphs, and between them what engines answer.
 
 In a graph a forest is a node `tristage.Forest` of columns [rows, features] and, where groups have forests of their own,
 their numbers [rows, 1]. A GRU or LSTM layer is a node `tristage.Recurrence` of ids [rows, steps] or projected
-inputs [rows, steps, gates * width], and a mask [rows, steps, 1] where it has one. ONNX Runtime knows no such nodes, so
-the graph is cut there: what needs no answer of theirs comes first, then those nodes, then what needs them, and so on.
+inputs [rows, steps, gates * width], and a mask [rows, steps, 1] where it has one. A net that a framework's own Triton
+backend answers is a node `tristage.Net`. ONNX Runtime knows no such nodes, so the graph is cut there: what needs no
+answer of theirs comes first, then those nodes, then what needs them, and so on.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import onnx
 from onnx import helper
 
 from tristage.errors import ArtifactError
-from tristage.export.onnx_graph import ENGINE_DOMAIN, node_reads
+from tristage.export.net.native import native_of
+from tristage.export.onnx_graph import ENGINE_DOMAIN, node_reads, onnx_type
 from tristage.serving.program_file import Choice, ForestCall, RecurrenceCall
 
-__all__ = ["Program", "split"]
+__all__ = ["Program", "call_of", "split"]
 
 
 @dataclass(frozen=True)
@@ -26,18 +28,18 @@ class Program:
     """What is evaluated one after the other, and which of the tensors are the answers.
 
     Attributes:
-        parts: graphs, forests and recurrences, in order.
+        parts: graphs, and the nodes that engines answer, in order.
         outputs: name of an answer -> the tensor it is.
     """
 
-    parts: tuple[onnx.ModelProto | ForestCall | RecurrenceCall, ...]
+    parts: tuple[onnx.ModelProto | onnx.NodeProto, ...]
     outputs: Mapping[str, str]
 
 
 def split(
     model: onnx.ModelProto, travels: Callable[[onnx.ValueInfoProto], bool] = lambda value: True
 ) -> Program | None:
-    """Cut a graph at its forests; None where it has none.
+    """Cut a graph at what engines answer in it; None where nothing is.
 
     Args:
         model: the graph.
@@ -61,20 +63,20 @@ def split(
         _with_what_stays(nodes, level, number, lambda name: name in values and travels(values[name]))
         for number in range(max(level.values()) + 1)
     ]
-    parts: list[onnx.ModelProto | ForestCall | RecurrenceCall] = []
+    parts: list[onnx.ModelProto | onnx.NodeProto] = []
+    asked = [node for node in nodes if node.domain == ENGINE_DOMAIN]
     for number, graph in enumerate(graphs):
-        forests = [node for node in nodes if node.domain == ENGINE_DOMAIN]
-        later = {name for node in forests for name in node_reads(node)} | set(outputs.values())
+        later = {name for node in asked for name in node_reads(node)} | set(outputs.values())
         later.update(*map(_asks, graphs[number + 1 :]))
         given = later.intersection(name for node in graph for name in node.output if level[name] == number)
         if given:
             parts.append(_part(model, graph, given, values))
-        for node in (node for node in forests if level[node.output[0]] == number + 1):
-            parts.append(_call(node))
+        parts += [node for node in asked if level[node.output[0]] == number + 1]
     return Program(tuple(parts), outputs)
 
 
-def _call(node: onnx.NodeProto) -> ForestCall | RecurrenceCall:
+def call_of(node: onnx.NodeProto) -> ForestCall | RecurrenceCall:
+    """What a program's file says of a node that one of the runner's engines answers."""
     if node.op_type == "Recurrence":
         made = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         makes = dict(zip([name.decode() for name in made["makes"]], node.output, strict=True))
@@ -126,16 +128,21 @@ def _part(
 
 def _value(name: str, values: Mapping[str, onnx.ValueInfoProto]) -> onnx.ValueInfoProto:
     if name not in values:
-        raise ArtifactError(f"the type of tensor {name}, which a forest's step reads, cannot be told from the graph")
+        raise ArtifactError(f"the type of tensor {name}, which an engine's step reads, cannot be told from the graph")
     return values[name]
 
 
 def _values(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
-    """Type and shape of every tensor, as far as ONNX can tell; of a forest's answers they are known."""
+    """Type and shape of every tensor, as far as ONNX can tell; of what engines answer they are known."""
     known = onnx.ModelProto()
     known.CopyFrom(model)
     for node in model.graph.node:
-        if node.domain == ENGINE_DOMAIN:
+        native = native_of(node)
+        if native is not None:
+            for name, its in zip(node.output, native.outputs, strict=True):
+                kind = onnx_type(its.dtype)
+                known.graph.value_info.append(helper.make_tensor_value_info(name, kind, ["rows", its.width]))
+        elif node.domain == ENGINE_DOMAIN:
             width = next(a.i for a in node.attribute if a.name == "width")
             makes = next((a.strings for a in node.attribute if a.name == "makes"), [b"rows"])
             for name, what in zip(node.output, makes, strict=True):

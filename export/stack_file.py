@@ -106,12 +106,16 @@ def _forest(name: str, raw: Mapping[str, Any], here: Path) -> Step:
 def _net(name: str, raw: Mapping[str, Any], here: Path) -> Step:
     where = f"step {name}"
     reads = _mapping(_need(raw, "reads", where), f"reads of {where} (input name: columns)")
-    return NetStep(
-        net=here / _text(raw["net"], f"net of {where}"),
-        reads={str(tensor): _texts(columns, f"reads.{tensor} of {where}") for tensor, columns in reads.items()},
-        rewrites=_texts(raw["rewrites"], f"rewrites of {where}") if "rewrites" in raw else None,
-        examples=here / _text(raw["examples"], f"examples of {where}") if "examples" in raw else None,
-    )
+    try:
+        return NetStep(
+            net=here / _text(raw["net"], f"net of {where}"),
+            reads={str(tensor): _texts(columns, f"reads.{tensor} of {where}") for tensor, columns in reads.items()},
+            rewrites=_texts(raw["rewrites"], f"rewrites of {where}") if "rewrites" in raw else None,
+            examples=here / _text(raw["examples"], f"examples of {where}") if "examples" in raw else None,
+            backend=_text(raw["backend"], f"backend of {where}") if "backend" in raw else None,
+        )
+    except StackError as error:
+        raise StackError(str(error) if where in str(error) else f"{where}: {error}", step=name) from None
 
 
 def _mean(name: str, raw: Mapping[str, Any], here: Path) -> Step:
@@ -122,7 +126,7 @@ def _mean(name: str, raw: Mapping[str, Any], here: Path) -> Step:
 _STEPS: Mapping[str, tuple[tuple[str, ...], Callable[[str, Mapping[str, Any], Path], Step]]] = {
     "workflow": ((), _workflow),
     "forest": (("reads", "group", "average", "margins"), _forest),
-    "net": (("reads", "rewrites", "examples"), _net),
+    "net": (("reads", "rewrites", "examples", "backend"), _net),
     "mean": ((), _mean),
 }
 

@@ -17,7 +17,19 @@ from typing import Any
 
 from tristage.errors import StackError
 
-__all__ = ["ForestStep", "ListInput", "MeanStep", "NetStep", "Stack", "Step", "WorkflowStep", "split_reference"]
+__all__ = [
+    "NET_BACKENDS",
+    "ForestStep",
+    "ListInput",
+    "MeanStep",
+    "NetStep",
+    "Stack",
+    "Step",
+    "WorkflowStep",
+    "split_reference",
+]
+
+NET_BACKENDS = ("pytorch", "tensorflow")
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
@@ -90,14 +102,22 @@ class NetStep:
         rewrites: names of the exact rewrites that its graph may have, see `tristage.export.rewrites`; None allows all.
         examples: a torch.nn.Module or TorchScript does not say what it reads: some rows of every input, input name ->
             array or tensor of [rows] or [rows, width], or the .npz file of them. Others need none.
+        backend: one of NET_BACKENDS: on the targets `ngc-cpu` and `ngc-gpu` that framework's own Triton backend serves
+            the net, as TorchScript or a SavedModel; None serves it as ONNX there too, as all other targets do.
     """
 
     net: Any
     reads: Mapping[str, tuple[str, ...]]
     rewrites: tuple[str, ...] | None = None
     examples: Any = None
+    backend: str | None = None
 
     def __post_init__(self) -> None:
+        if self.backend is not None and self.backend not in NET_BACKENDS:
+            raise StackError(
+                f"there is no backend {self.backend!r} for a net; choose {' or '.join(NET_BACKENDS)}, or leave it out: "
+                "ONNX Runtime serves it then"
+            )
         reads = {tensor: _names(columns) for tensor, columns in self.reads.items()}
         object.__setattr__(self, "reads", MappingProxyType(reads))
         if self.rewrites is not None:

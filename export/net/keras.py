@@ -12,11 +12,11 @@ import onnx
 from numpy.typing import NDArray
 
 from tristage.errors import ArtifactError
-from tristage.export.net.model import Examples, Net, NetConverter, net_from_onnx
+from tristage.export.net.model import Ask, Examples, Net, NetConverter, net_from_onnx
 from tristage.export.net.tensorflow_errors import why_no_graph, why_no_onnx
 from tristage.export.net.variables import is_large, named_tables, table_specs, take_tables
 
-__all__ = ["KERAS"]
+__all__ = ["KERAS", "answer_names", "named_answers", "open_model"]
 
 _OPSET = 18  # the newest that tf2onnx 1.17 writes; `net_from_onnx` brings it up to date
 
@@ -25,7 +25,18 @@ def convert(artifact: Any, what: str, tables: Path | None = None, examples: Exam
     """Convert a Keras model with named inputs through tf2onnx, which Keras's own exporter uses too.
 
     Raises:
-        ArtifactError: the file is missing or not Keras's, or a layer cannot be exported, which the message names.
+        ArtifactError: see `open_model`; or a layer cannot be exported, which the message names.
+    """
+    model, predict = open_model(artifact, what)
+    return net_from_onnx(_to_onnx(model, what, tables), what, predict, tables, answer_names(model))
+
+
+def open_model(artifact: Any, what: str) -> tuple[Any, Ask]:
+    """A Keras model, or its file, and what asks it.
+
+    Raises:
+        ArtifactError: the file is missing or not Keras's, its inputs are not defined or are text, or Keras does not run
+            on TensorFlow.
     """
     import keras
 
@@ -49,17 +60,26 @@ def convert(artifact: Any, what: str, tables: Path | None = None, examples: Exam
                 f"{what}: its input {tensor.name} takes exactly {tensor.shape[0]} rows; build it from keras.Input "
                 "without a batch size"
             )
+    if keras.backend.backend() != "tensorflow":
+        raise ArtifactError(
+            f"{what}: Keras runs on {keras.backend.backend()} here; save the model as .keras and export it with "
+            "KERAS_BACKEND=tensorflow"
+        )
     inputs = [tensor.name for tensor in model.inputs]
 
     def predict(rows: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         made = model([rows[name] for name in inputs], training=False)
-        return [np.asarray(answer) for answer in _named(model, made).values()]
+        return [np.asarray(answer) for answer in named_answers(model, made).values()]
 
-    names = [""] if len(model.outputs) == 1 else list(_named(model, model.output))
-    return net_from_onnx(_to_onnx(model, what, tables), what, predict, tables, names)
+    return model, predict
 
 
-def _named(model: Any, answers: Any) -> dict[str, Any]:
+def answer_names(model: Any) -> list[str]:
+    """The names of a model's answers; "" of a single one."""
+    return [""] if len(model.outputs) == 1 else list(named_answers(model, model.output))
+
+
+def named_answers(model: Any, answers: Any) -> dict[str, Any]:
     """A model's answers by name: a dict's keys, or the names of the layers that make them."""
     if isinstance(answers, Mapping):
         return dict(answers)
@@ -80,11 +100,6 @@ def _to_onnx(model: Any, what: str, tables: Path | None) -> onnx.ModelProto:
     import tensorflow
     import tf2onnx
 
-    if keras.backend.backend() != "tensorflow":
-        raise ArtifactError(
-            f"{what}: Keras runs on {keras.backend.backend()} here; save the model as .keras and export it with "
-            "KERAS_BACKEND=tensorflow"
-        )
     large = [] if tables is None else [variable for variable in model.variables if is_large(variable.value)]
     stored = named_tables([variable.value for variable in large])
     specs = table_specs(stored)
@@ -94,7 +109,7 @@ def _to_onnx(model: Any, what: str, tables: Path | None) -> onnx.ModelProto:
         for tensor, variable in zip(tensors, large, strict=False):
             tensor.set_shape(variable.shape)
         with keras.StatelessScope(state_mapping=list(zip(large, tensors, strict=False))):
-            return list(_named(model, model(list(tensors[len(large) :]), training=False)).values())
+            return list(named_answers(model, model(list(tensors[len(large) :]), training=False)).values())
 
     function = tensorflow.function(answer, input_signature=specs)
     with warnings.catch_warnings():

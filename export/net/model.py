@@ -17,9 +17,10 @@ from tristage.export.onnx_graph import IR_VERSION, OPSET, OPSET_ML
 from tristage.export.rewrites.finding import Finding
 from tristage.export.tables import LARGE, externalize
 
-__all__ = ["Examples", "Net", "NetConverter", "NetInput", "net_from_onnx"]
+__all__ = ["Ask", "Examples", "Net", "NetConverter", "NetInput", "net_from_onnx"]
 
 Examples = Mapping[str, NDArray[Any]]  # a net's input -> some rows of it
+Ask = Callable[[Mapping[str, NDArray[Any]]], Sequence[NDArray[Any]]]  # rows by input -> an array for each output
 
 _DTYPES = {
     onnx.TensorProto.FLOAT: "float32",
@@ -50,6 +51,8 @@ class Net:
         dtype: of the answers.
         predict: the framework's own answer for arrays by input name: [rows, width].
         rewritten: what the exact rewrites of its graph found.
+        native: whether a framework's own Triton backend answers it; its graph holds a node in its place then, which
+            takes [rows, 1] where an input is [rows].
     """
 
     model: onnx.ModelProto
@@ -58,6 +61,7 @@ class Net:
     dtype: str
     predict: Callable[[Mapping[str, NDArray[Any]]], NDArray[Any]]
     rewritten: tuple[Finding, ...] = ()
+    native: bool = False
 
     @property
     def width(self) -> int:
@@ -90,7 +94,7 @@ class NetConverter:
 def net_from_onnx(
     model: onnx.ModelProto,
     what: str,
-    predict: Callable[[Mapping[str, NDArray[Any]]], Sequence[NDArray[Any]]],
+    predict: Ask,
     tables: Path | None = None,
     names: Sequence[str] | None = None,
 ) -> Net:

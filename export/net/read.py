@@ -17,7 +17,7 @@ from tristage.export.net.saved_model import SAVED_MODEL
 from tristage.export.net.torch import TORCH
 from tristage.export.net.torch_script import TORCH_SCRIPT
 
-__all__ = ["NETS", "find_converter", "read_net"]
+__all__ = ["NETS", "example_rows", "find_converter", "read_net"]
 
 # one converter per framework; others append their own
 NETS: list[NetConverter] = [KERAS, TORCH, ONNX, SAVED_MODEL, TORCH_SCRIPT]
@@ -36,15 +36,22 @@ def read_net(step: str, artifact: Any, tables: Path | None = None, examples: Any
     Raises:
         ArtifactError: nobody knows its kind, or its converter fails.
     """
-    converter, what = find_converter(step, artifact), f"step {step}"
-    if examples is not None and not converter.by_example:
+    converter = find_converter(step, artifact)
+    rows = example_rows(step, converter, examples)
+    return converter.convert(Path(artifact) if isinstance(artifact, str) else artifact, f"step {step}", tables, rows)
+
+
+def example_rows(step: str, converter: NetConverter, given: Any) -> Examples | None:
+    """Example rows as arrays of two rows or more: of a single one exporters think that it is always one.
+
+    Raises:
+        ArtifactError: they cannot be read, or the converter wants none.
+    """
+    what = f"step {step}"
+    if given is None:
+        return None
+    if not converter.by_example:
         raise ArtifactError(f"{what}: a net of {converter.framework} says itself what it reads; leave examples out")
-    rows = None if examples is None else _examples(examples, what)
-    return converter.convert(Path(artifact) if isinstance(artifact, str) else artifact, what, tables, rows)
-
-
-def _examples(given: Any, what: str) -> Examples:
-    """Example rows as arrays of two rows or more: of a single one exporters think that it is always one."""
     if isinstance(given, (str, Path)):
         try:
             with np.load(given, allow_pickle=False) as archive:

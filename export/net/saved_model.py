@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 
 from tristage.errors import ArtifactError
-from tristage.export.net.model import Examples, Net, NetConverter, net_from_onnx
+from tristage.export.net.model import Ask, Examples, Net, NetConverter, net_from_onnx
 from tristage.export.net.tensorflow_errors import why_no_onnx
 from tristage.export.net.variables import (
     Unreadable,
@@ -23,7 +23,7 @@ from tristage.export.net.variables import (
     variables_as_inputs,
 )
 
-__all__ = ["SAVED_MODEL"]
+__all__ = ["SAVED_MODEL", "open_signature"]
 
 _OPSET = 18  # the newest that tf2onnx 1.17 writes; `net_from_onnx` brings it up to date
 _SIGNATURE = "serving_default"
@@ -33,11 +33,34 @@ def convert(artifact: Any, what: str, tables: Path | None = None, examples: Exam
     """Convert a SavedModel through tf2onnx. Its outputs come in the order of their names.
 
     Raises:
-        ArtifactError: the folder is not a SavedModel, has no serving signature or one that reads text, or tf2onnx
-            cannot convert an operation.
+        ArtifactError: see `open_signature`; or tf2onnx cannot convert an operation.
+    """
+    import tf2onnx
+
+    loaded, specs, predict = open_signature(artifact, what)
+    signature = loaded.signatures[_SIGNATURE]
+    outputs = sorted(signature.structured_outputs)
+    model: onnx.ModelProto | None = None
+    try:
+        function, named, stored = _function(signature, specs, tables)
+        model, _ = tf2onnx.convert.from_function(function, input_signature=named, opset=_OPSET)
+        onnx.checker.check_model(model)  # tf2onnx leaves an operation in place that it does not know
+    except Exception as error:  # tf2onnx raises many kinds
+        raise ArtifactError(f"{what}: {why_no_onnx(error, model, ())}") from error
+    take_tables(model, stored, tables)
+    return net_from_onnx(model, what, predict, tables, outputs)
+
+
+def open_signature(artifact: Any, what: str) -> tuple[Any, dict[str, Any], Ask]:
+    """A SavedModel's folder, or what tf.saved_model.load made of it.
+
+    Returns:
+        What was loaded, the specs of its signature's inputs by name, and what asks it.
+
+    Raises:
+        ArtifactError: the folder is not a SavedModel, has no serving signature or one that reads text.
     """
     import tensorflow
-    import tf2onnx
 
     loaded = artifact
     if isinstance(artifact, Path):
@@ -64,15 +87,7 @@ def convert(artifact: Any, what: str, tables: Path | None = None, examples: Exam
         answers = loaded.signatures[_SIGNATURE](**{name: tensorflow.constant(inputs[name]) for name in specs})
         return [np.asarray(answers[name]) for name in outputs]
 
-    model: onnx.ModelProto | None = None
-    try:
-        function, named, stored = _function(signature, specs, tables)
-        model, _ = tf2onnx.convert.from_function(function, input_signature=named, opset=_OPSET)
-        onnx.checker.check_model(model)  # tf2onnx leaves an operation in place that it does not know
-    except Exception as error:  # tf2onnx raises many kinds
-        raise ArtifactError(f"{what}: {why_no_onnx(error, model, ())}") from error
-    take_tables(model, stored, tables)
-    return net_from_onnx(model, what, predict, tables, outputs)
+    return loaded, specs, predict
 
 
 def _function(

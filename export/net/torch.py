@@ -8,7 +8,7 @@ import io
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tristage.errors import ArtifactError
-from tristage.export.net.model import Examples, Net, NetConverter, net_from_onnx
+from tristage.export.net.model import Ask, Examples, Net, NetConverter, net_from_onnx
 from tristage.export.net.torch_errors import first_line, why_no_export, why_no_onnx
 from tristage.export.onnx_graph import OPSET
 from tristage.export.tables import LARGE, store
 
-__all__ = ["TORCH", "answer_names", "evaluating", "flat_answers", "quiet"]
+__all__ = [
+    "TORCH",
+    "answer_names",
+    "evaluating",
+    "flat_answers",
+    "open_program",
+    "program_answers",
+    "quiet",
+]
 
 
 def convert(artifact: Any, what: str, tables: Path | None = None, examples: Examples | None = None) -> Net:
@@ -37,14 +45,30 @@ def convert(artifact: Any, what: str, tables: Path | None = None, examples: Exam
         from tristage.export.net.torch_script import TORCH_SCRIPT
 
         return TORCH_SCRIPT.convert(artifact, what, tables, examples)
+    program, predict = open_program(artifact, what, examples)
+    return _convert(program, what, tables, predict)
+
+
+def open_program(artifact: Any, what: str, examples: Examples | None) -> tuple[Any, Ask]:
+    """An nn.Module with example rows, an ExportedProgram or its file, as a program of any number of rows.
+
+    Returns:
+        The torch.export.ExportedProgram, and what asks the net: rows by input -> the tensors that it answers.
+
+    Raises:
+        ArtifactError: see `convert`.
+    """
+    import torch
+
     if isinstance(artifact, torch.nn.Module):
         if examples is None:
             raise ArtifactError(
                 f"{what}: a {type(artifact).__name__} does not say what it reads; give the step examples, some rows of "
                 f"every input: examples={{{', '.join(f'{name!r}: ...' for name in _arguments(artifact))}}}"
             )
-        program = _program(artifact, examples, what)
-        return _convert(program, what, tables, _ask_module(artifact))
+        program, ask = _program(artifact, examples, what), _ask_module(artifact)
+        _check(program, what)
+        return program, ask
     if examples is not None:
         raise ArtifactError(f"{what}: it says itself what it reads; leave examples out")
     if isinstance(artifact, Path):
@@ -61,7 +85,8 @@ def convert(artifact: Any, what: str, tables: Path | None = None, examples: Exam
         program = artifact
     else:
         raise ArtifactError(f"{what}: a {type(artifact).__name__} is no net; give an nn.Module or an ExportedProgram")
-    return _convert(program, what, tables, _ask_program(program))
+    _check(program, what)
+    return program, _ask_program(program)
 
 
 def _arguments(module: Any) -> dict[str, inspect.Parameter]:
@@ -92,11 +117,9 @@ def _program(module: Any, examples: Examples, what: str) -> Any:
         raise ArtifactError(f"{what}: {why_no_export(error, module)}") from error
 
 
-def _convert(program: Any, what: str, tables: Path | None, predict: Callable[[Any], Sequence[NDArray[Any]]]) -> Net:
+def _convert(program: Any, what: str, tables: Path | None, predict: Ask) -> Net:
     import torch
 
-    _check_dynamic(program, what)
-    _check_evaluation(program, what)
     try:
         with quiet():
             exported = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False, optimize=True)
@@ -105,12 +128,18 @@ def _convert(program: Any, what: str, tables: Path | None, predict: Callable[[An
     assert exported is not None
     if tables is not None:
         _store_tables(exported.model, tables)
+    return net_from_onnx(exported.model_proto, what, predict, tables, program_answers(program))
+
+
+def program_answers(program: Any) -> list[str]:
+    """The names of what a program answers, as `answer_names`."""
+    import torch
+
     shape = program.call_spec.out_spec
-    names = answer_names(torch.utils._pytree.tree_unflatten(list(range(shape.num_leaves)), shape))
-    return net_from_onnx(exported.model_proto, what, predict, tables, names)
+    return answer_names(torch.utils._pytree.tree_unflatten(list(range(shape.num_leaves)), shape))
 
 
-def _ask_module(module: Any) -> Callable[[Mapping[str, NDArray[Any]]], list[NDArray[Any]]]:
+def _ask_module(module: Any) -> Ask:
     import torch
 
     def predict(inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
@@ -121,7 +150,7 @@ def _ask_module(module: Any) -> Callable[[Mapping[str, NDArray[Any]]], list[NDAr
     return predict
 
 
-def _ask_program(program: Any) -> Callable[[Mapping[str, NDArray[Any]]], list[NDArray[Any]]]:
+def _ask_program(program: Any) -> Ask:
     import torch
 
     names = program.graph_signature.user_inputs
@@ -161,6 +190,11 @@ def _store_tables(model: Any, tables: Path) -> None:
             value.const_value = onnx_ir.ExternalTensor(
                 file, 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=tensor.name, base_dir=tables
             )
+
+
+def _check(program: Any, what: str) -> None:
+    _check_dynamic(program, what)
+    _check_evaluation(program, what)
 
 
 def _check_dynamic(program: Any, what: str) -> None:

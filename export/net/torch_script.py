@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from tristage.export.net.torch import answer_names, flat_answers, quiet
 from tristage.export.net.torch_errors import first_line
 from tristage.export.onnx_graph import OPSET
 
-__all__ = ["TORCH_SCRIPT", "NamedTorchScript"]
+__all__ = ["TORCH_SCRIPT", "Called", "NamedTorchScript", "by_position"]
 
 _EXPORT = "save it with torch.export.save(torch.export.export(model.eval(), examples, dynamic_shapes=...)) as .pt2"
 
@@ -36,11 +36,41 @@ class NamedTorchScript:
     inputs: tuple[NetInput, ...]
 
 
-def convert(artifact: Any, what: str, tables: Path | None = None, examples: Examples | None = None) -> Net:
-    """Convert TorchScript through torch's exporter for it. Its dict, or its arguments' names, name its inputs.
+@dataclass(frozen=True)
+class Called:
+    """TorchScript that is called by position.
+
+    Attributes:
+        module: takes the inputs in order, and answers a tuple.
+        inputs: what it reads.
+        given: some rows of every input.
+        raw: what the script itself answers for inputs by name.
+    """
+
+    module: Any
+    inputs: tuple[NetInput, ...]
+    given: tuple[Any, ...]
+    raw: Callable[[Mapping[str, Any]], Any]
+
+    def answered(self) -> list[str]:
+        """The names of its answers, "" where they have none; raises what the script raises."""
+        named = dict(zip([tensor.name for tensor in self.inputs], self.given, strict=True))
+        return answer_names(self.raw(named))
+
+    def predict(self, rows: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Ask it."""
+        import torch
+
+        with torch.no_grad():
+            made = self.module(*(torch.from_numpy(np.ascontiguousarray(rows[each.name])) for each in self.inputs))
+        return [tensor.numpy() for tensor in made]
+
+
+def by_position(artifact: Any, what: str, examples: Examples | None) -> Called:
+    """Open TorchScript, so that it is called by position. Its dict, or its arguments' names, name its inputs.
 
     Raises:
-        ArtifactError: the file is not TorchScript, nothing says what its inputs are, or torch cannot export it.
+        ArtifactError: the file is not TorchScript, or nothing says what its inputs are.
     """
     import torch
 
@@ -58,7 +88,10 @@ def convert(artifact: Any, what: str, tables: Path | None = None, examples: Exam
             named = dict(zip(names, tensors, strict=True))
             return tuple(flat_answers(self.script(named) if as_dict else self.script(**named)))
 
-    module = ByPosition().eval()
+    def raw(named: Mapping[str, Any]) -> Any:
+        # a dict's answers are known by their places, as Merlin knows them
+        return tuple(flat_answers(script(named))) if as_dict else script(**named)
+
     if examples is None:
         given = [
             torch.zeros((2,) if tensor.width is None else (2, tensor.width or 2), dtype=getattr(torch, tensor.dtype))
@@ -66,33 +99,37 @@ def convert(artifact: Any, what: str, tables: Path | None = None, examples: Exam
         ]
     else:
         given = [torch.from_numpy(np.ascontiguousarray(examples[name])) for name in names]
-    dynamic = {tensor.name: {0: "rows", **({1: "any"} if tensor.width == 0 else {})} for tensor in inputs}
+    return Called(ByPosition().eval(), inputs, tuple(given), raw)
+
+
+def convert(artifact: Any, what: str, tables: Path | None = None, examples: Examples | None = None) -> Net:
+    """Convert TorchScript through torch's exporter for it.
+
+    Raises:
+        ArtifactError: the file is not TorchScript, nothing says what its inputs are, or torch cannot export it.
+    """
+    import torch
+
+    called = by_position(artifact, what, examples)
+    dynamic = {tensor.name: {0: "rows", **({1: "any"} if tensor.width == 0 else {})} for tensor in called.inputs}
     buffer = io.BytesIO()
     try:
         with quiet(), torch.no_grad():
-            named = dict(zip(names, given, strict=True))
-            answers = script(named) if as_dict else script(**named)
-            answered = [""] * len(flat_answers(answers)) if as_dict else answer_names(answers)
+            answered = called.answered()
             outputs = [f"answer{number}" for number in range(len(answered))]
             torch.onnx.export(
-                torch.jit.trace(module, tuple(given), check_trace=False),
-                tuple(given),
+                torch.jit.trace(called.module, called.given, check_trace=False),
+                called.given,
                 buffer,
                 dynamo=False,  # the other exporter takes no TorchScript
                 opset_version=OPSET,
-                input_names=names,
+                input_names=[tensor.name for tensor in called.inputs],
                 output_names=outputs,
                 dynamic_axes={**dynamic, **{output: {0: "rows"} for output in outputs}},
             )
     except Exception as error:  # tracer and exporter raise many kinds
         raise ArtifactError(f"{what}: torch cannot write it as ONNX ({first_line(error)}); {_EXPORT}") from error
-
-    def predict(rows: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        with torch.no_grad():
-            made = module(*(torch.from_numpy(np.ascontiguousarray(rows[name])) for name in names))
-        return [tensor.numpy() for tensor in made]
-
-    return net_from_onnx(onnx.load_from_string(buffer.getvalue()), what, predict, tables, answered)
+    return net_from_onnx(onnx.load_from_string(buffer.getvalue()), what, called.predict, tables, answered)
 
 
 def _inputs(script: Any, examples: Examples | None, what: str) -> tuple[NetInput, ...]:
