@@ -89,14 +89,19 @@ def verify(
         # JSON has no infinity
         differences = {name: value if math.isfinite(value) else "inf" for name, value in found.differences.items()}
         document = {"stack": found.stack, "url": found.url, "rows": found.rows, "tolerance": found.tolerance}
-        typer.echo(json.dumps({**document, "differences": differences, "passed": found.passed}))
+        narrow = {"narrow_weights": dict(found.narrow)} if found.narrow else {}
+        typer.echo(json.dumps({**document, "differences": differences, **narrow, "passed": found.passed}))
     else:
         table = Table(title=Text(f"{found.stack}: {found.rows} golden rows through {found.url}"))
         table.add_column("output")
         table.add_column("largest difference", justify="right")
-        table.add_column(f"within {tolerance:g}")
+        table.add_column(f"within {tolerance:g}" + (" and what narrow weights do" if found.narrow else ""))
         for output, value in found.differences.items():
-            table.add_row(Text(output), f"{value:.3g}", "yes" if value <= tolerance else "[bold red]NO[/]")
+            allowed = found.allowed(output)
+            limit = f" ({allowed:.3g})" if found.narrow else ""
+            table.add_row(
+                Text(output), f"{value:.3g}", f"yes{limit}" if value <= allowed else f"[bold red]NO[/]{limit}"
+            )
         out.print(table)
     found.check()
 

@@ -18,7 +18,8 @@ from tristage.export.check import Parity, check_answers, check_parity, open_mode
 from tristage.export.cut import cut
 from tristage.export.fallbacks import Fallback, try_fallbacks
 from tristage.export.golden import check_golden, golden_columns, read_golden_rows, write_golden, write_reference
-from tristage.export.lower import lower
+from tristage.export.lower import lower, narrowed
+from tristage.export.measured import Measured, measure_weights
 from tristage.export.net import Net
 from tristage.export.place import Placement, fuse, place
 from tristage.export.reference import reference_answers
@@ -64,6 +65,8 @@ class Prepared:
         scratch: holds the large tables until `write` links or copies them; vanishes with the last that refers to it.
         fallbacks: the steps that NVTabular itself serves.
         rewrites: step -> what the exact rewrites of its graph found.
+        measured: how far narrow weights take the placement from the training libraries, which `parity` compares with
+            the weights as they were trained; None where all are.
     """
 
     placement: Placement
@@ -74,6 +77,7 @@ class Prepared:
     scratch: tempfile.TemporaryDirectory[str]
     fallbacks: tuple[Fallback, ...] = ()
     rewrites: Mapping[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
+    measured: Measured | None = None
 
 
 @dataclass(frozen=True)
@@ -196,7 +200,14 @@ def prepare(
         for name, source in lowered.outputs.items()
     }
     fallbacks = try_fallbacks(lowered, placement, inputs, TOLERANCE)
-    return Prepared(placement, where, parity, table.filter(~parity.edge), expected, scratch, fallbacks, rewrites)
+    measured = None
+    if any(isinstance(step.body, Net) and step.body.narrow for step in lowered.steps):
+        on_stage("measuring narrow weights")
+        placement = _nullable(place(narrowed(lowered), max_batch, native=where.native))
+        answering = cut(placement) if where.native else placement
+        measured = measure_weights(lowered, placement, answering, inputs, answers, ~parity.edge)
+    golden = table.filter(~parity.edge)
+    return Prepared(placement, where, parity, golden, expected, scratch, fallbacks, rewrites, measured)
 
 
 def write(
@@ -212,7 +223,8 @@ def write(
     if prepared.target.native:
         placement = cut(placement)
     if layout == "fused" and prepared.golden is not None:
-        check_answers(placement, _encode(prepared.golden, placement), prepared.expected, TOLERANCE)
+        answers = prepared.expected if prepared.measured is None else prepared.measured.answers
+        check_answers(placement, _encode(prepared.golden, placement), answers, TOLERANCE)
     with aside(path) as fresh:
         write_models(fresh, placement, prepared.target, instances)
         if prepared.golden is not None:
@@ -226,8 +238,13 @@ def write(
             models={step: model.name for model in placement.models for step in model.steps},
             versions=_versions(),
             files=checksums(fresh),
-            notes=(*_notes(prepared.parity), *map(_fallback_note, prepared.fallbacks)),
+            notes=(
+                *_notes(prepared.parity, prepared.measured),
+                *map(_fallback_note, prepared.fallbacks),
+                *_weights_notes(prepared.measured),
+            ),
             rewrites=prepared.rewrites,
+            weights=None if prepared.measured is None else prepared.measured.weights,
         )
         write_manifest(fresh, manifest)
     return Exported(path, manifest, prepared.parity, prepared.fallbacks)
@@ -266,11 +283,13 @@ def _nullable(placement: Placement) -> Placement:
     return dataclasses.replace(placement, signature=dataclasses.replace(placement.signature, inputs=inputs))
 
 
-def _notes(parity: Parity | None) -> tuple[str, ...]:
+def _notes(parity: Parity | None, measured: Measured | None) -> tuple[str, ...]:
     if parity is None:
         return ("no golden rows: nothing proves that it answers what the training libraries answered",)
+    trained = "" if measured is None else ", with its weights as they were trained,"
     notes = [
-        f"{step} differs from its training library by at most {value:.2g}" for step, value in parity.differences.items()
+        f"{step}{trained} differs from its training library by at most {value:.2g}"
+        for step, value in parity.differences.items()
     ]
     if parity.edge.any():
         notes.append(
@@ -278,6 +297,18 @@ def _notes(parity: Parity | None) -> tuple[str, ...]:
             f"other way for a difference in an earlier step's answer that is below {TOLERANCE:g}"
         )
     return tuple(notes)
+
+
+def _weights_notes(measured: Measured | None) -> list[str]:
+    if measured is None:
+        return []
+    notes = [
+        f"{step} has {its.format} weights, {(its.before - its.after) / 1e6:,.1f} MB less, for which its answers differ "
+        f"by at most {its.difference:.2g}"
+        for step, its in measured.weights.steps.items()
+    ]
+    outputs = ", ".join(f"{output} {value:.2g}" for output, value in measured.weights.outputs.items())
+    return [*notes, f"for narrow weights answers differ by at most: {outputs}; `tristage verify` allows that much"]
 
 
 def _fallback_note(fallback: Fallback) -> str:

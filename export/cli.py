@@ -203,6 +203,12 @@ def inspect(
                     step, each["rewrite"], where, macs, f"{each['bytes'] / 1e6:+,.1f}" if each["bytes"] else ""
                 )
         out.print(rewrites)
+    if manifest.weights is not None:
+        weights = Table("step", "weights", "MB", "largest difference", "left as trained", title="narrow weights")
+        for step, its in manifest.weights.steps.items():
+            saved = f"{(its.after - its.before) / 1e6:+,.1f}"
+            weights.add_row(step, its.format, saved, f"{its.difference:.1e}", "\n".join(its.left))
+        out.print(weights)
     out.print(
         "\n".join((*manifest.notes, ", ".join(f"{name} {version}" for name, version in manifest.versions.items())))
     )

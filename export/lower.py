@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from tristage.columns import Column
 from tristage.errors import ArtifactError, StackError
 from tristage.export.forest import ForestSet, read_forests
@@ -20,6 +22,7 @@ from tristage.export.net.backends import check_backend, write_native
 from tristage.export.net.outputs import column_names, score_names
 from tristage.export.net.read import find_converter
 from tristage.export.rewrites import check_names, rewrite
+from tristage.export.weights import Narrowed, narrow
 from tristage.export.workflow import (
     CompiledWorkflow,
     InterpretedWorkflow,
@@ -31,7 +34,7 @@ from tristage.export.workflow import (
 from tristage.export.workflow.read import find_workflow, folder_of, open_workflow
 from tristage.stack import ForestStep, MeanStep, NetStep, Stack, WorkflowStep, split_reference
 
-__all__ = ["Body", "Feed", "LoweredStack", "LoweredStep", "Mean", "Source", "Workflow", "lower"]
+__all__ = ["Body", "Feed", "LoweredStack", "LoweredStep", "Mean", "Source", "Workflow", "lower", "narrowed"]
 
 
 @dataclass(frozen=True)
@@ -358,7 +361,8 @@ def _lower_net(
     else:
         net = read_net(name, step.net, tables, step.examples)
         model, rewritten = rewrite(net.model, tables, step.rewrites, engine=not native)
-        net = dataclasses.replace(net, model=model, rewritten=rewritten)
+        weights = None if step.weights is None else _narrow(net.model, tables, step.rewrites, step.weights, not native)
+        net = dataclasses.replace(net, model=model, rewritten=rewritten, narrow=weights)
     inputs = {tensor.name: tensor for tensor in net.inputs}
     for given in step.reads:
         if given not in inputs:
@@ -384,6 +388,26 @@ def _lower_net(
         feeds.append(Feed(tensor.name, tuple(sources), tensor.dtype, flat=tensor.width is None))
     columns = tuple(Column(column, "float32") for column in column_names(net.outputs, stack.targets))
     return LoweredStep(name, net, tuple(feeds), columns)
+
+
+def _narrow(
+    model: onnx.ModelProto, tables: Path | None, names: Sequence[str] | None, weights: str, engine: bool
+) -> Narrowed:
+    """The same rewrites, and narrow weights."""
+    found: list[Narrowed] = []
+    made, _ = rewrite(model, tables, names, engine=engine, change=lambda graph: found.append(narrow(graph, weights)))
+    return dataclasses.replace(found[0], model=made)
+
+
+def narrowed(lowered: LoweredStack) -> LoweredStack:
+    """The stack as it is served: with narrow weights where they were asked for."""
+    steps = []
+    for step in lowered.steps:
+        if isinstance(step.body, Net) and step.body.narrow is not None:
+            assert step.body.narrow.model is not None
+            step = dataclasses.replace(step, body=dataclasses.replace(step.body, model=step.body.narrow.model))
+        steps.append(step)
+    return dataclasses.replace(lowered, steps=tuple(steps))
 
 
 def _lower_mean(name: str, step: MeanStep, reader: _Reader) -> LoweredStep:

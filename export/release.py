@@ -64,7 +64,11 @@ def _dtypes(model: onnx.ModelProto) -> dict[str, str]:
         value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info, *graph.output)
     }
     values.update({tensor.name: tensor.data_type for tensor in model.graph.initializer})
-    return {name: dtype_of(kind) for name, kind in values.items() if kind not in (0, TensorProto.FLOAT16)}
+    return {
+        name: dtype_of(kind)
+        for name, kind in values.items()
+        if kind not in (0, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+    }
 
 
 def _cosine(node: onnx.NodeProto, number: int, graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

@@ -113,6 +113,7 @@ def _net(name: str, raw: Mapping[str, Any], here: Path) -> Step:
             rewrites=_texts(raw["rewrites"], f"rewrites of {where}") if "rewrites" in raw else None,
             examples=here / _text(raw["examples"], f"examples of {where}") if "examples" in raw else None,
             backend=_text(raw["backend"], f"backend of {where}") if "backend" in raw else None,
+            weights=_text(raw["weights"], f"weights of {where}") if "weights" in raw else None,
         )
     except StackError as error:
         raise StackError(str(error) if where in str(error) else f"{where}: {error}", step=name) from None
@@ -126,7 +127,7 @@ def _mean(name: str, raw: Mapping[str, Any], here: Path) -> Step:
 _STEPS: Mapping[str, tuple[tuple[str, ...], Callable[[str, Mapping[str, Any], Path], Step]]] = {
     "workflow": ((), _workflow),
     "forest": (("reads", "group", "average", "margins"), _forest),
-    "net": (("reads", "rewrites", "examples", "backend"), _net),
+    "net": (("reads", "rewrites", "examples", "backend", "weights"), _net),
     "mean": ((), _mean),
 }
 

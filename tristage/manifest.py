@@ -12,6 +12,7 @@ from typing import Any
 from tristage.columns import Signature
 from tristage.errors import RepositoryError
 from tristage.tuning import Tuning
+from tristage.weights import NarrowWeights
 
 __all__ = [
     "GOLDEN",
@@ -48,6 +49,7 @@ class Manifest:
         notes: what the exporter wants known, one sentence each.
         tuned: how fast each engine answers each forest step, as `tristage tune` measured; None before.
         rewrites: step -> what the exact rewrites of its graph found, and what they saved.
+        weights: what narrow weights save, and by how much answers differ for them; None where all are as trained.
     """
 
     stack: str
@@ -60,6 +62,7 @@ class Manifest:
     notes: tuple[str, ...] = field(default=())
     tuned: Tuning | None = None
     rewrites: Mapping[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
+    weights: NarrowWeights | None = None
 
 
 def write_manifest(repository: Path, manifest: Manifest) -> None:
@@ -101,6 +104,7 @@ def read_manifest(repository: Path) -> Manifest:
             notes=tuple(document["notes"]),
             tuned=None if document["tuned"] is None else Tuning.of(document["tuned"]),
             rewrites={step: tuple(found) for step, found in document.get("rewrites", {}).items()},
+            weights=None if document.get("weights") is None else NarrowWeights.of(document["weights"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise RepositoryError(f"{path} is incomplete ({error!r}); export the stack again") from error

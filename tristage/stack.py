@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from tristage.errors import StackError
+from tristage.weights import WEIGHT_FORMATS
 
 __all__ = [
     "NET_BACKENDS",
@@ -104,6 +105,8 @@ class NetStep:
             array or tensor of [rows] or [rows, width], or the .npz file of them. Others need none.
         backend: one of NET_BACKENDS: on the targets `ngc-cpu` and `ngc-gpu` that framework's own Triton backend serves
             the net, as TorchScript or a SavedModel; None serves it as ONNX there too, as all other targets do.
+        weights: one of WEIGHT_FORMATS, to store its tables and matrices so; None leaves them as they were trained. It
+            is not exact: the difference is measured on the golden rows, and stands in the manifest.
     """
 
     net: Any
@@ -111,8 +114,18 @@ class NetStep:
     rewrites: tuple[str, ...] | None = None
     examples: Any = None
     backend: str | None = None
+    weights: str | None = None
 
     def __post_init__(self) -> None:
+        if self.weights is not None and self.weights not in WEIGHT_FORMATS:
+            raise StackError(
+                f"there are no weights of {self.weights!r}; choose one of {', '.join(WEIGHT_FORMATS)}, or leave it out"
+            )
+        if self.weights is not None and self.backend is not None:
+            raise StackError(
+                f"a net on Triton's {self.backend} backend has its weights as they were trained; leave weights or "
+                "backend out"
+            )
         if self.backend is not None and self.backend not in NET_BACKENDS:
             raise StackError(
                 f"there is no backend {self.backend!r} for a net; choose {' or '.join(NET_BACKENDS)}, or leave it out: "
@@ -180,6 +193,13 @@ class Stack:
             )
         self._check_references()
         self._check_used()
+        for name, step in self.steps.items():
+            if isinstance(step, NetStep) and step.weights is not None and self.golden is None:
+                raise StackError(
+                    f"step {name} has {step.weights} weights, which answer otherwise than it was trained to; name "
+                    "golden rows to measure by how much: golden: held_out_rows.parquet",
+                    step=name,
+                )
 
     @classmethod
     def from_merlin(

@@ -16,6 +16,7 @@ from tristage.export.net.outputs import NetOutput, join_answers, join_outputs
 from tristage.export.onnx_graph import IR_VERSION, OPSET, OPSET_ML
 from tristage.export.rewrites.finding import Finding
 from tristage.export.tables import LARGE, externalize
+from tristage.export.weights import Narrowed
 
 __all__ = ["Ask", "Examples", "Net", "NetConverter", "NetInput", "net_from_onnx"]
 
@@ -53,6 +54,7 @@ class Net:
         rewritten: what the exact rewrites of its graph found.
         native: whether a framework's own Triton backend answers it; its graph holds a node in its place then, which
             takes [rows, 1] where an input is [rows].
+        narrow: the same with narrow weights, which is served where it is there.
     """
 
     model: onnx.ModelProto
@@ -62,6 +64,7 @@ class Net:
     predict: Callable[[Mapping[str, NDArray[Any]]], NDArray[Any]]
     rewritten: tuple[Finding, ...] = ()
     native: bool = False
+    narrow: Narrowed | None = None
 
     @property
     def width(self) -> int:

@@ -130,14 +130,19 @@ class EditableGraph:
 
     def add_table(self, rows: int, width: int, blocks: Iterable[NDArray[np.float32]]) -> str:
         """A new constant [rows, width] of float32, given block by block; a large one is only ever in its file."""
-        nbytes = rows * width * 4
+        return self.add_array((rows, width), np.dtype(np.float32), blocks)
+
+    def add_array(self, shape: tuple[int, ...], dtype: np.dtype[Any], blocks: Iterable[NDArray[Any]]) -> str:
+        """A new constant, given block by block of its first dimension; a large one is only ever in its file."""
+        nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         if self.tables is None or nbytes < LARGE:
-            return self.add_constant(np.concatenate(list(blocks)).reshape(rows, width))
+            return self.add_constant(np.concatenate([np.empty((0, *shape[1:]), dtype), *blocks]))
         with tempfile.NamedTemporaryFile(dir=self.tables, prefix="scratch-", delete=False) as file:
             for block in blocks:
-                file.write(np.ascontiguousarray(block, np.float32).data)
+                file.write(np.ascontiguousarray(block, dtype).view(np.uint8).data)
         path, name = Path(file.name), self.new_name()
-        self._constants[name] = refer(name, rename(path, sha256(path)), (rows, width), onnx.TensorProto.FLOAT, nbytes)
+        kind = helper.np_dtype_to_tensor_dtype(dtype)
+        self._constants[name] = refer(name, rename(path, sha256(path)), shape, kind, nbytes)
         return name
 
     def new_name(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import onnx
@@ -46,7 +46,12 @@ def check_names(names: Iterable[str], where: str) -> None:
 
 
 def rewrite(
-    model: onnx.ModelProto, tables: Path | None = None, names: Sequence[str] | None = None, *, engine: bool = True
+    model: onnx.ModelProto,
+    tables: Path | None = None,
+    names: Sequence[str] | None = None,
+    *,
+    engine: bool = True,
+    change: Callable[[EditableGraph], None] | None = None,
 ) -> tuple[onnx.ModelProto, tuple[Finding, ...]]:
     """Rewrite a model.
 
@@ -55,13 +60,17 @@ def rewrite(
         tables: the folder of its large tensors, where new ones are written to; None where all are in memory.
         names: the rewrites to apply; None applies all.
         engine: whether tristage's own engines may be used; else the model stays one that ONNX Runtime runs alone.
+        change: what else is done to the graph, exact or not, before parts of it are handed to engines.
 
     Returns:
         The rewritten model, and what was found.
     """
     chosen = [each for each in REWRITES if (names is None or each.name in names) and (engine or not each.engine)]
-    if not chosen:
+    if not chosen and change is None:
         return model, ()
     graph = EditableGraph(model, tables)
-    findings = [finding for each in chosen for finding in each.apply(graph)]
+    findings = [finding for each in chosen if not each.engine for finding in each.apply(graph)]
+    if change is not None:
+        change(graph)
+    findings += [finding for each in chosen if each.engine for finding in each.apply(graph)]
     return graph.finish(), tuple(findings)

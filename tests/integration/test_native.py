@@ -31,7 +31,8 @@ from tristage.export import export
 from tristage.export.stack_file import read_stack
 from tristage.manifest import checksums, read_manifest, write_manifest
 from tristage.serving import serve
-from tristage.stack import ForestStep, Stack
+from tristage.stack import ForestStep, ListInput, NetStep, Stack
+from tristage.weights import WEIGHT_FORMATS
 
 BACKENDS = os.environ.get("TRISTAGE_NATIVE_BACKENDS")
 NET_BACKENDS = ("pytorch", "tensorflow")
@@ -203,3 +204,29 @@ def test_nets_of_frameworks_own_backends(nets: tuple[str, Stack], target: str, l
         on_this_machine(tmp_path / "made", tmp_path / "repository", 2e-6)
     else:
         assert refused(tmp_path / "made") == {"fil", "onnxruntime", backend}
+
+
+@WITH_BACKENDS
+@pytest.mark.parametrize("weights", WEIGHT_FORMATS)
+def test_narrow_weights(weights: str, tmp_path: Path) -> None:
+    """ONNX Runtime of 24.10 looks narrow tables up, and answers within what the export measured."""
+    nets = {
+        "torch": NetStep(native_nets.module(), native_nets.READS, examples=native_nets.make_rows(2), weights=weights),
+        "keras": NetStep(native_nets.keras_net("one"), native_nets.READS, weights=weights),
+    }
+    outputs = {f"{step}{at}": f"{step}.score{at}" for step in nets for at in range(2)}
+    golden = native_nets.write_golden(tmp_path)
+    stack = Stack("narrow", nets, outputs, inputs={"items": ListInput(7)}, golden=golden)
+    made = export(stack, tmp_path / "repository", target="ngc-cpu").manifest.weights
+    assert made is not None
+    with (
+        serve(
+            tmp_path / "repository", cores=[0], http_port=0, grpc_port=0, metrics_port=0, backends=BACKENDS
+        ) as server,
+        Client(server.grpc_url) as client,
+    ):
+        found = verify(client, tmp_path / "repository")
+    found.check()
+    assert found.narrow == made.outputs
+    for output, difference in found.differences.items():
+        assert difference == pytest.approx(made.outputs[output], abs=1e-6)

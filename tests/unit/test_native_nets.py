@@ -99,6 +99,16 @@ class TestTorchScript:
         assert [own.dtype for own in native(net).outputs] == ["float32", "float32", "int64"]
         agree(net, tmp_path)
 
+    def test_an_operator_that_onnx_lacks(self, tmp_path: Path) -> None:
+        class Waves(torch.nn.Module):
+            def forward(self, numeric: torch.Tensor) -> torch.Tensor:
+                return torch.special.bessel_j0(numeric.clamp(-9, 9)).sum(1, keepdim=True)
+
+        examples = {"numeric": nets.make_rows(3)["numeric"]}
+        with pytest.raises(ArtifactError, match="special_bessel_j0, which torch cannot write as ONNX"):
+            read_net("nn", Waves(), examples=examples)
+        agree(write_native("nn", "pytorch", Waves(), tmp_path, examples), tmp_path)
+
     def test_called_with_a_dict(self, tmp_path: Path) -> None:
         class Merlin(torch.nn.Module):
             def forward(self, given: dict[str, torch.Tensor]) -> torch.Tensor:
