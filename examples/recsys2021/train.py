@@ -97,7 +97,7 @@ def train(sizes: Sizes = SMALL, folder: Path | None = None, *, retrain: bool = F
         if not retrain and kept.is_file() and kept.read_text() == mark:
             return Trained(folder, json.loads((folder / "scores.json").read_text()), True)
         work = work_folder(folder, mark, retrain)
-        with progress() as bars:
+        with progress() as bars, _quiet():
             scores = _train(sizes, work, bars)
         (work / FINGERPRINT).write_text(mark)
         replace(work, folder)
@@ -107,7 +107,7 @@ def train(sizes: Sizes = SMALL, folder: Path | None = None, *, retrain: bool = F
 def _train(sizes: Sizes, work: Path, bars: Progress) -> Scores:
     task = functools.partial(_task, bars)
     with NetsProcess(sizes, bars, work) as nets:
-        with task("loading NVTabular, TensorFlow and XGBoost", 1), _quiet_import():
+        with task("loading NVTabular, TensorFlow and XGBoost", 1):
             import nvtabular  # noqa: F401
 
             from examples.recsys2021 import nn1
@@ -270,8 +270,8 @@ def _task(bars: Progress, what: str, steps: int) -> Iterator[Callable[[], None]]
 
 
 @contextlib.contextmanager
-def _quiet_import() -> Iterator[None]:
-    """TensorFlow and Merlin greet on stderr, from C++ too; nothing of it is for the reader."""
+def _quiet() -> Iterator[None]:
+    """TensorFlow and Merlin greet and warn on stderr, from C++ too; nothing of it is for the reader."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     with warnings.catch_warnings():

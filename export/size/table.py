@@ -14,11 +14,11 @@ _COLUMNS = (
     "trees met",
     "trees",
     "node visits",
-    "M MAC trained",
-    "M MAC served",
-    "keyed look-ups",
-    "embed. rows",
-    "tables MB",
+    "MAC, as trained",
+    "MAC, as served",
+    "keys looked up",
+    "ids looked up",
+    "tables, MB",
 )
 
 
@@ -35,8 +35,10 @@ def sizes_table(sizes: Sizes) -> Table:
     if sizes.interpreted:
         caption.append(f"Served by NVTabular itself, and not counted: {', '.join(sizes.interpreted)}.")
     table = Table(title="the work of a row", caption="\n".join(caption), caption_justify="left", box=box.SIMPLE_HEAD)
+    table.padding, table.pad_edge = (0, 1, 0, 0), False
     for heading in _COLUMNS:
-        table.add_column(heading, justify="left" if heading == "step" else "right")
+        first = heading == "step"
+        table.add_column(heading, justify="left" if first else "right", no_wrap=first)
     for name, work in sizes.parts.items():
         table.add_row(name, *_cells(work, work.macs + sizes.saved.get(name, 0)))
     table.add_section()
