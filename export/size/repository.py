@@ -22,14 +22,15 @@ def sizes_of(repository: Path, manifest: Manifest) -> Sizes:
     """
     parts: dict[str, Work] = {}
     interpreted: list[str] = []
+    saved: dict[str, int] = {}
     steps: dict[str, list[str]] = {}
     for step, model in manifest.models.items():
         steps.setdefault(model, []).append(step)
     folders = sorted(folder for folder in repository.iterdir() if (folder / "1").is_dir())
     for folder in folders:
-        model = folder.name.partition("__")[0]  # a step's models of Triton's own backends: step, step__rows ...
-        names = steps.get(model, [])
-        if not names:
+        # on Triton's own backends a step may be several models: stack_step, stack_step__rows ...
+        names = next((its for model, its in steps.items() if f"{folder.name}__".startswith(f"{model}__")), None)
+        if names is None:
             continue
         found, rest, own = _version(folder / "1")
         if not own:
@@ -39,9 +40,9 @@ def sizes_of(repository: Path, manifest: Manifest) -> Sizes:
         others = [name for name in names if name not in found] or names
         label = ", ".join(others) if len(others) <= 3 else f"all other {len(others)} steps"
         parts[label] = parts.get(label, Work()) + rest
+        saved[label] = sum(int(each["macs"]) for step in others for each in manifest.rewrites.get(step, ()))
     order = {step: place for place, step in enumerate(manifest.models)}
     known = dict(sorted(parts.items(), key=lambda part: order.get(part[0].split(",")[0], -1)))
-    saved = {step: sum(int(each["macs"]) for each in found) for step, found in manifest.rewrites.items()}
     return Sizes(known, tuple(interpreted), saved)
 
 

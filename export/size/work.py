@@ -60,7 +60,7 @@ class Sizes:
     Attributes:
         parts: the ensemble layout's steps, or what a fused model holds: a forest step by its name, all else together.
         interpreted: steps that NVTabular itself serves: nothing of them is counted.
-        saved: step -> multiply-accumulates that the exact rewrites of its graph saved a row.
+        saved: part -> multiply-accumulates that the exact rewrites of its graphs saved a row.
     """
 
     parts: Mapping[str, Work]

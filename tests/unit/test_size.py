@@ -173,6 +173,8 @@ def test_nets_cost_what_their_layers_cost(exported: Any, target: str, layout: st
     # ONNX's own loop also asks the table as it was trained, for the shape of what it looks up
     twice = target == "ngc-cpu"
     assert sizes.served.embedding_rows == STEPS * (1 + twice)
+    trained = {name: part["macs_as_trained"] for name, part in sizes.document()["parts"].items()}
+    assert sum(trained.values()) == sizes.macs_as_trained
     if layout == "ensemble":
         assert sizes.parts["dense"].macs == of_dense
         assert sizes.parts["words"].macs + sizes.saved["words"] == answer + recurrent + projected
