@@ -20,6 +20,8 @@ from tristage.terminal import console, out, stages
 
 if TYPE_CHECKING:
     from tristage.export import Fallback
+    from tristage.export.size.work import Sizes
+    from tristage.manifest import Manifest
 
 __all__ = ["export", "inspect"]
 
@@ -158,14 +160,21 @@ def inspect(
     repository: Annotated[Path, typer.Argument(help="The model repository.")] = Path("model_repository"),
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
-    """Show what a model repository holds: columns, steps, sizes, versions, and who answers its forests."""
+    """Show what a model repository holds: columns, steps, the work of a row, versions, and who answers its forests.
+
+    The work of a row is counted from the repository's own files: trees that a row meets and comparisons in them,
+    multiply-accumulates of nets as they were trained and as they are served, look-ups, and the size of their tables.
+    """
     from tristage.export.config import devices, read_configs
+    from tristage.export.size.table import sizes_table
     from tristage.manifest import MANIFEST, read_manifest
     from tristage.serving.program_file import read_calls
 
     manifest = read_manifest(repository)
+    sizes = _sizes(repository, manifest)
     if as_json:
-        typer.echo((repository / MANIFEST).read_text(encoding="utf-8").strip())
+        document = json.loads((repository / MANIFEST).read_text(encoding="utf-8"))
+        typer.echo(json.dumps(document | {"sizes": None if sizes is None else sizes.document()}, indent=1))
         return
     title = f"{manifest.stack}: {manifest.target}, {manifest.layout}"
     table = Table("step", "Triton model", "backend", "device", "MB", title=title)
@@ -174,6 +183,8 @@ def inspect(
         steps = [step for step, its in manifest.models.items() if its == model]
         table.add_row(", ".join(steps), model, config.backend, devices(config), f"{size / 1e6:.1f}")
     out.print(table)
+    if sizes is not None:
+        out.print(sizes_table(sizes))
     calls = read_calls(repository, dict.fromkeys(manifest.models.values()))
     if manifest.tuned is not None:
         out.print(engines_table(manifest.tuned))
@@ -212,3 +223,18 @@ def inspect(
     out.print(
         "\n".join((*manifest.notes, ", ".join(f"{name} {version}" for name, version in manifest.versions.items())))
     )
+
+
+def _sizes(repository: Path, manifest: Manifest) -> Sizes | None:
+    """The work of a row; None, with a note, where what reads graphs and trees is not installed."""
+    try:
+        from tristage.export.size.repository import sizes_of
+
+        return sizes_of(repository, manifest)
+    except ModuleNotFoundError as error:
+        console.print(
+            f"[yellow]note:[/] the work of a row is not counted: {error.name} is not installed "
+            "(pip install 'tristage\\[export]')",
+            soft_wrap=True,
+        )
+        return None

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from examples.recsys2021 import AUTHOR_CUTS, MENTION, TARGETS
 from examples.recsys2021.sizes import Sizes
 
-__all__ = ["ENCODED_KEYS", "fit_workflow", "matrix", "padded", "transform"]
+__all__ = ["ENCODED_KEYS", "fit_graph", "fit_workflow", "load_workflow", "matrix", "padded", "transform"]
 
 ENCODED_KEYS: tuple[str | list[str], ...] = (
     "a_user_id",
@@ -68,16 +68,29 @@ def fit_workflow(rows: pd.DataFrame, sizes: Sizes, folder: Path) -> Any:
     Returns:
         The fitted `nvtabular.Workflow`.
     """
+    return fit_graph(_graph(sizes, str(folder)), rows, folder)
+
+
+def fit_graph(graph: Any, rows: pd.DataFrame, folder: Path) -> Any:
+    """Fit a graph of operators whose files lie in `folder`, and save it there; returns the workflow."""
     with _quiet():
         import nvtabular
 
-        folder.mkdir(parents=True)
-        workflow = nvtabular.Workflow(_graph(sizes, str(folder)))
+        folder.mkdir(parents=True, exist_ok=True)
+        workflow = nvtabular.Workflow(graph)
         # a name of our own: Dask would make one by pickling every list
         data = dask.dataframe.from_pandas(rows, npartitions=1, sort=False, name="recsys2021-rows")
         workflow.fit(nvtabular.Dataset(data, cpu=True))
         workflow.save(folder)
     return workflow
+
+
+def load_workflow(folder: Path) -> Any:
+    """The workflow that was saved in a folder."""
+    with _quiet():
+        import nvtabular
+
+        return nvtabular.Workflow.load(str(folder))
 
 
 def transform(workflow: Any, rows: pd.DataFrame) -> pd.DataFrame:

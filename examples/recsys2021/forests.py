@@ -12,6 +12,7 @@ import xgboost
 from numpy.typing import NDArray
 
 from examples.recsys2021 import TARGETS
+from examples.recsys2021.kept import aside
 
 __all__ = ["columns_of", "fit", "predict"]
 
@@ -25,32 +26,49 @@ PARAMETERS = {
     "max_bin": BINS,
     "nthread": 1,
     "subsample": 0.8,
-    "min_child_weight": 8,
+}
+PREFIXES = {
+    "raw": ("a_f", "b_f", "a_age", "b_age", "c_", "author_group", "n_day", "text_tokens_"),
+    "spare": (),
+    "ratio": ("r_",),
+    "encoded": ("TE_",),
+    "sums": ("s_",),
+    "more sums": ("x3_",),
+    "xgb2's": ("x2_",),
+    "xgb4's": ("x4_",),
+    "xgb5's": ("x5_", "rev_", "ce_"),
+}
+SPARE = {"n_day_sin", "c_quarter", "c_a_following_count"}
+DROPPED = {"n_day_cos", *SPARE}  # for nets: a tree cuts hours and counts by itself
+TWO_RATIOS = ("r_a", "r_followers")
+KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "xgb1": (("raw", "encoded"), TWO_RATIOS),
+    "xgb2": (("raw", "encoded", "ratio"), ()),
+    "xgb3": (("raw", "ratio", "sums"), ()),
+    "xgb4": (("raw", "encoded", "sums"), TWO_RATIOS),
+    "xgb5": (("raw", "encoded", "ratio"), ()),
+}
+OWN_KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "xgb1": (("raw", "encoded"), TWO_RATIOS),  # 70 columns
+    "xgb2": (("raw", "spare", "ratio", "xgb2's"), ()),  # 79
+    "xgb3": (("raw", "spare", "ratio", "sums", "more sums"), ()),  # 68
+    "xgb4": (("raw", "spare", "sums", "more sums", "xgb4's"), TWO_RATIOS),  # 90, and 24 predictions
+    "xgb5": (("raw", "encoded", "xgb5's"), TWO_RATIOS),  # 134, and 20 predictions
 }
 
 
-def columns_of(step: str, columns: Sequence[str]) -> list[str]:
-    """The workflow's columns that a step's forests read, in the workflow's order."""
-    start = {
-        "raw": ("a_f", "b_f", "a_age", "b_age", "c_", "author_group", "n_day", "text_tokens_"),
-        "ratio": ("r_",),
-        "encoded": ("TE_",),
-        "sums": ("s_",),
-    }
-    kinds = {
-        "xgb1": ("raw", "encoded"),
-        "xgb2": ("raw", "encoded", "ratio"),
-        "xgb3": ("raw", "ratio", "sums"),
-        "xgb4": ("raw", "encoded", "sums"),
-        "xgb5": ("raw", "encoded", "ratio"),
-    }
-    every = {"xgb1": ["r_a", "r_followers"], "xgb4": ["r_a", "r_followers"]}
-    # the last two are for nets: a tree cuts hours and counts by itself
-    dropped = {"n_day_sin", "n_day_cos", "c_quarter", "c_a_following_count"}
-    wanted = tuple(prefix for kind in kinds[step] for prefix in start[kind])
-    return [
-        name for name in columns if name not in dropped and (name.startswith(wanted) or name in every.get(step, []))
-    ]
+def columns_of(step: str, columns: Sequence[str], own: bool = False) -> list[str]:
+    """The workflows' columns that a step's forests read, in the workflows' order.
+
+    Args:
+        step: its name.
+        columns: all there are.
+        own: whether each family of forests has statistics of its own (`Sizes.own_statistics`).
+    """
+    kinds, ratios = OWN_KINDS[step] if own else KINDS[step]
+    wanted = tuple(prefix for kind in kinds for prefix in PREFIXES[kind])
+    dropped = DROPPED - (SPARE if "spare" in kinds else set())
+    return [name for name in columns if name not in dropped and (name.startswith(wanted) or name in ratios)]
 
 
 def fit(
@@ -67,10 +85,10 @@ def fit(
     threads: int,
     step: Callable[[], None],
 ) -> list[list[xgboost.Booster]]:
-    """Train a set of forests and save them as `<folder>/<target><label>.ubj`.
+    """Train a set of forests and save them as `<folder>/<target><label>.ubj`; those that are there are read.
 
     Args:
-        folder: made here.
+        folder: made here, if it is not there.
         values: [rows, names].
         names: the features' names.
         targets: [rows, 4], 0 or 1.
@@ -85,10 +103,14 @@ def fit(
     Returns:
         Per target, one forest per label.
     """
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
 
     def train(job: tuple[int, int]) -> xgboost.Booster:
         target, label = job
+        file = folder / f"{TARGETS[target]}{labels[label]}.ubj"
+        if file.is_file():
+            step()
+            return xgboost.Booster(model_file=file, params={"nthread": 1})
         part = parts[label]
         rows = xgboost.QuantileDMatrix(
             values[part], targets[part, target], feature_names=list(names), max_bin=BINS, nthread=1
@@ -96,7 +118,8 @@ def fit(
         booster = xgboost.train(
             {**PARAMETERS, **parameters, "seed": seed + target * len(labels) + label}, rows, trees[target]
         )
-        booster.save_model(folder / f"{TARGETS[target]}{labels[label]}.ubj")
+        with aside(file) as part:
+            booster.save_model(part)
         step()
         return booster
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -18,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
 
+from examples.recsys2021.kept import remove
 from examples.recsys2021.sizes import Sizes
 from tristage.errors import ArtifactError
 
@@ -27,20 +26,29 @@ STEPS = ("nn2", "nn3")
 
 
 class NetsProcess:
-    """Loads PyTorch as soon as it is entered; trains once it has been given rows; is gone when it is left."""
+    """Loads PyTorch as soon as it is entered; trains once it has been given rows; is gone when it is left.
 
-    def __init__(self, sizes: Sizes, bars: Progress) -> None:
+    Args:
+        sizes: how large everything is.
+        bars: show how far it is.
+        folder: takes the nets' programs and their answers; what is there is not trained again.
+    """
+
+    def __init__(self, sizes: Sizes, bars: Progress, folder: Path) -> None:
         self._sizes = sizes
         self._bars = bars
+        self._folder = folder
 
     def __enter__(self) -> NetsProcess:
-        self._work = Path(tempfile.mkdtemp(prefix="recsys2021-"))
+        self._work = self._folder / ".part-nets"
+        remove(self._work)
+        self._work.mkdir()
         (self._work / "sizes.json").write_text(json.dumps(asdict(self._sizes)))
         # `examples` is found from the repository's root, which must then be looked in
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
         with (self._work / "complaints").open("w") as complaints:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "examples.recsys2021.nets", str(self._work)],
+                [sys.executable, "-m", "examples.recsys2021.nets", str(self._work), str(self._folder.absolute())],
                 cwd=Path(__file__).parents[2],
                 env=environment,
                 stdin=subprocess.PIPE,
@@ -56,7 +64,11 @@ class NetsProcess:
         self._process.communicate()
         if self._watcher.ident is not None:
             self._watcher.join()
-        shutil.rmtree(self._work, ignore_errors=True)
+        remove(self._work)
+
+    def lacking(self) -> list[str]:
+        """The nets that are not trained yet."""
+        return [step for step in STEPS if not (self._folder / f"{step}.npy").is_file()]
 
     def give(
         self,
@@ -83,8 +95,8 @@ class NetsProcess:
         )
 
     def start(self, cardinalities: Mapping[str, int], categories: list[str]) -> None:
-        """Begin to train; `categories` are the columns of NN2's input of that name."""
-        job = {"cardinalities": dict(cardinalities), "categories": categories}
+        """Begin to train what is lacking; `categories` are the columns of NN2's input of that name."""
+        job = {"nets": self.lacking(), "cardinalities": dict(cardinalities), "categories": categories}
         try:
             assert self._process.stdin is not None
             self._process.stdin.write(json.dumps(job) + "\n")
@@ -93,8 +105,8 @@ class NetsProcess:
             raise self._failed() from error
         self._watcher.start()
 
-    def answers(self, folder: Path) -> dict[str, NDArray[np.float32]]:
-        """Wait for the nets, put their programs into `folder`, and return their answers, [rows, 4] each.
+    def answers(self) -> dict[str, NDArray[np.float32]]:
+        """Wait for the nets and return their answers, [rows, 4] each; their programs are in the folder by then.
 
         Raises:
             ArtifactError: the process ended with an error.
@@ -102,9 +114,7 @@ class NetsProcess:
         self._watcher.join()
         if self._process.wait() != 0:
             raise self._failed()
-        for step in STEPS:
-            shutil.copy(self._work / f"{step}.pt2", folder)
-        return {step: np.load(self._work / f"{step}.npy") for step in STEPS}
+        return {step: np.load(self._folder / f"{step}.npy") for step in STEPS}
 
     def _failed(self) -> ArtifactError:
         said = (self._work / "complaints").read_text().strip()
@@ -112,7 +122,7 @@ class NetsProcess:
 
     def _watch(self) -> None:
         """Show what the process says it has done: lines of "<net> <batches> <of>"."""
-        tasks = {step: self._bars.add_task(f"{step} (PyTorch)", total=None) for step in STEPS}
+        tasks = {step: self._bars.add_task(f"{step} (PyTorch)", total=None) for step in self.lacking()}
         for line in self._process.stdout or ():
             step, done, total = line.split()
             self._bars.update(tasks[step], completed=int(done), total=int(total))

@@ -76,12 +76,12 @@ def fit(
         seed: seed of the weights and of the order of the rows.
         inputs: the net's inputs by name.
         targets: [rows, 4], 0 or 1.
-        cardinalities: rows of the tables, "users" among them.
+        cardinalities: rows of the tables, that of the users as "nn1".
         step: called after each batch.
     """
     _one_thread()
     keras.utils.set_random_seed(seed)
-    model = build(sizes, cardinalities["users"], cardinalities, inputs["numeric"].shape[1])
+    model = build(sizes, cardinalities["nn1"], cardinalities, inputs["numeric"].shape[1])
     steps = sizes.nn1_epochs * -(-len(targets) // sizes.nn1_batch)
     rate = keras.optimizers.schedules.CosineDecay(3e-3, steps, alpha=0.05)
     model.compile(keras.optimizers.Adam(rate), "binary_crossentropy", jit_compile=False)
@@ -94,7 +94,7 @@ def fit(
         verbose=0,
         callbacks=[tell],
     )
-    return model
+    return keras.Model(model.inputs, model.outputs, name="nn1")  # without the optimizer, which is twice as large
 
 
 def _one_thread() -> None:

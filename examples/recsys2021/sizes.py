@@ -1,10 +1,14 @@
-"""How large everything is: one frozen dataclass, one value of it per size."""
+"""How large everything is: one frozen dataclass, one value of it per size.
+
+`small` trains in two minutes; `paper` makes a row cost what it cost the original: its trees, its layers, its keyed
+look-ups, and user tables far beyond a processor's caches.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["SIZES", "SMALL", "Sizes"]
+__all__ = ["PAPER", "SIZES", "SMALL", "Sizes"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,12 @@ class Sizes:
         nn2_tokens: text tokens that NN2 reads.
         list_hashtags: hashtags that a net reads.
         user_threshold: a user seen less often than this shares one row with the other rare users.
+        known_users: so many users read once and write once in the second week, in rows of their own, so that every
+            table of users holds them; 0 where rows are drawn by a power law alone.
+        own_statistics: whether each family of forests and each net has keyed look-ups of its own, as in the original
+            (`keyed.py`); without, all share those of `features`.
+        min_child_weight: XGBoost's: the larger, the earlier trees stop.
+        forest_threads: forests of stage 1 that are trained side by side; nets are trained beside them.
         xgb1_trees, xgb2_trees, xgb3_trees, xgb4_trees, xgb5_trees: trees per target, in the order of TARGETS.
         xgb1_bags, xgb4_bags, xgb5_bags: copies of a forest, averaged, that differ in their seed.
         depth, stage2_depth: levels of every tree of stage 1 and of stage 2.
@@ -42,7 +52,7 @@ class Sizes:
         nn3_top: widths of NN3's top layers.
         bert: width of the frozen token table that NN2 and NN3 read.
         nn1_epochs, nn2_epochs, nn3_epochs: passes over the training rows.
-        nn2_rows, nn3_rows: rows that a pass of NN2 and of NN3 reads, the newest first.
+        nn1_rows, nn2_rows, nn3_rows: rows that a pass of a net reads, the newest first.
         nn1_batch, nn2_batch, nn3_batch: rows of a training step.
     """
 
@@ -70,11 +80,16 @@ class Sizes:
     nn1_epochs: int
     nn2_epochs: int
     nn3_epochs: int
+    nn1_rows: int
     nn2_rows: int
     nn3_rows: int
     nn1_batch: int
     nn2_batch: int
     nn3_batch: int
+    known_users: int = 0
+    own_statistics: bool = False
+    min_child_weight: float = 8
+    forest_threads: int = 1
     tokens: int = 48
     nn2_tokens: int = 42
     list_hashtags: int = 8
@@ -122,6 +137,7 @@ SMALL = Sizes(
     nn1_epochs=1,
     nn2_epochs=1,
     nn3_epochs=1,
+    nn1_rows=54_000,
     nn2_rows=18_000,
     nn3_rows=32_000,
     nn1_batch=256,
@@ -129,4 +145,41 @@ SMALL = Sizes(
     nn3_batch=128,
 )
 
-SIZES: dict[str, Sizes] = {size.name: size for size in (SMALL,)}
+PAPER = Sizes(
+    name="paper",
+    seed=2021,
+    rows_per_week=60_000,
+    validation_share=0.5,
+    golden_rows=2_000,
+    users=1_150_000,
+    vocabulary=119_547,
+    hashtags=400,
+    languages=66,
+    topics=16,
+    xgb1_trees=(250, 250, 250, 250),
+    xgb2_trees=(642, 998, 479, 483),
+    xgb3_trees=(550, 615, 800, 694),
+    xgb4_trees=(273, 436, 184, 601),
+    xgb5_trees=(250, 250, 250, 250),
+    depth=8,
+    stage2_depth=8,
+    learning_rate=0.02,
+    stage2_learning_rate=0.02,
+    user_threshold=2,
+    nn1_nets=2,
+    nn1_epochs=1,
+    nn2_epochs=1,
+    nn3_epochs=1,
+    nn1_rows=8_192,
+    nn2_rows=4_096,
+    nn3_rows=4_096,
+    nn1_batch=512,
+    nn2_batch=256,
+    nn3_batch=256,
+    known_users=1_050_000,
+    own_statistics=True,
+    min_child_weight=0,
+    forest_threads=2,
+)
+
+SIZES: dict[str, Sizes] = {size.name: size for size in (SMALL, PAPER)}

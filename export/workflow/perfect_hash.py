@@ -80,7 +80,7 @@ def _build(graph: GraphBuilder, keys: NDArray[np.int64], null: int, offset: int)
     multipliers, of = _displace(graph, by_bucket, bits)
     stored, rows = graph.array((1 << bits,), "int64"), graph.array(keys.shape, "int64")
     for part in places(stored):
-        stored[part] = by_bucket.keys[0] - np.int64(offset)
+        stored[part] = by_bucket.keys[:1] - np.int64(offset)  # of an array: it wraps around without a warning
     for part in places(of):
         stored[of[part]] = by_bucket.keys[part] - np.int64(offset)
     for part in places(rows):

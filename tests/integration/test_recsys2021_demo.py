@@ -115,3 +115,25 @@ def test_the_baseline_that_benchmarks_compare_with_answers_what_the_training_lib
         chosen = worker.ask("tune", batch=1)
         assert set(chosen) == {"features", "nn1"}
         assert worker.ask("check") == {"largest": pytest.approx(0, abs=1e-5), "off": 0.0}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.xdist_group("recsys2021")
+def test_the_work_of_a_row_is_what_the_sizes_say(demo: Path) -> None:
+    from examples.recsys2021.sizes import SMALL
+    from tristage.export.size.repository import sizes_of
+
+    sizes = sizes_of(demo / "repository", read_manifest(demo / "repository"))
+    bags = {"xgb1": SMALL.xgb1_bags, "xgb2": 1, "xgb3": 1, "xgb4": SMALL.xgb4_bags, "xgb5": SMALL.xgb5_bags}
+    met = {step: count * sum(getattr(SMALL, f"{step}_trees")) for step, count in bags.items()}
+    assert {step: sizes.parts[step].trees_met for step in met} == met
+    assert sizes.parts["xgb3"].trees == 5 * met["xgb3"]
+    deepest = {step: SMALL.stage2_depth if step in ("xgb4", "xgb5") else SMALL.depth for step in met}
+    assert all(met[step] < sizes.parts[step].node_visits <= met[step] * deepest[step] for step in met)
+    # 10 target encodings, 4 sums, 2 users, language, tweet type, media, 8 hashtags
+    assert sizes.parts["features"].keyed_look_ups == 27
+    # reference figures of the three nets, whose layers have their original widths
+    trained = {net: sizes.parts[net].macs + sizes.saved[net] for net in ("nn1", "nn2", "nn3")}
+    assert trained == pytest.approx({"nn1": 0.38e6, "nn2": 7.2e6, "nn3": 17.4e6}, rel=0.03)
+    assert sizes.served.macs < 0.2 * sizes.macs_as_trained

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from examples.recsys2021.metrics import average_precision, grouped_scores, relat
 from examples.recsys2021.rows import FIRST_SECOND, Rows, make_rows, token_classes
 from examples.recsys2021.sizes import SMALL
 
+ROOT = Path(__file__).parents[2]
 TINY = replace(SMALL, rows_per_week=3_000, users=600, vocabulary=2_000)
 FIELDS = [
     "text_tokens",
@@ -135,12 +139,16 @@ def test_wiring_reads_what_the_stack_file_says() -> None:
     pd = pytest.importorskip("pandas")
     pytest.importorskip("dask")
     from examples.recsys2021.features import padded
+    from examples.recsys2021.sizes import PAPER
     from examples.recsys2021.wiring import expand, reads
 
     columns = ["b", "n_x", "c_y", "n_z"]
     assert expand("features.n_*", columns) == ["n_x", "n_z"]
     assert expand(["features.c_y", "features.n_*"], columns) == ["c_y", "n_x", "n_z"]
-    assert reads("nn3")["numeric"] == ["features.n_*", "features.i_*"]
+    for sizes in (SMALL, PAPER):
+        assert reads(sizes, "nn3")["numeric"] == ["features.n_*", "features.i_*"]
+        assert reads(sizes, "nn1")["a_user"] == "features.a_user"
+    assert expand([reads(PAPER, "nn3")["a_user"]], ["a_user", "nn3_a_user"]) == ["nn3_a_user"]
     lists = pd.Series([np.array([1, 2, 3]), np.array([], dtype=np.int64), np.array([4])])
     assert padded(lists, 2).tolist() == [[1, 2], [0, 0], [4, 0]]
 
@@ -171,7 +179,7 @@ def test_training_leaves_a_folder_that_names_only_what_it_holds(tmp_path: Path) 
     assert not trained.reused
     assert set(trained.scores) == {*STAGE1, "xgb4", "xgb5", "stack"}
     assert not (folder / "old").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["artifacts"]
+    assert {path.name for path in tmp_path.iterdir()} == {"artifacts", ".artifacts.lock"}
 
     stack = yaml.safe_load((folder / "stack.yaml").read_text())
     numbers = {"bag": range(3), "group": range(5)}
@@ -190,6 +198,102 @@ def test_training_leaves_a_folder_that_names_only_what_it_holds(tmp_path: Path) 
     again = train(sizes, folder)
     assert again.reused
     assert again.scores == trained.scores
+
+
+def test_every_known_user_reads_and_writes_in_the_second_week() -> None:
+    sizes = replace(TINY, known_users=500)
+    rows = make_rows(sizes)
+    assert np.bincount(rows.week).tolist() == [3_000, 3_500, 3_000, 3_000]
+    second = rows.table.filter(rows.week == 1)
+    for side in ("a_user_id", "b_user_id"):
+        assert len(second[side].unique()) >= 500
+    seconds = rows.table["tweet_timestamp"].to_numpy()
+    assert np.all(np.diff(seconds) >= 0)
+
+
+def test_the_papers_forests_read_as_many_columns_as_the_originals() -> None:
+    pytest.importorskip("xgboost")
+    from examples.recsys2021.forests import OWN_KINDS, PREFIXES, columns_of
+    from examples.recsys2021.sizes import PAPER
+
+    keyed = {"x2_": 44, "x3_": 13, "x4_": 24, "x5_": 44, "rev_": 8, "ce_": 12, "TE_": 40, "s_": 20}
+    assert set(keyed) <= {prefix for prefixes in PREFIXES.values() for prefix in prefixes}
+    made = [f"{prefix}{at}" for prefix, count in keyed.items() for at in range(count)]
+    assert {step: len(columns_of(step, made, True)) for step in OWN_KINDS} == {
+        "xgb1": 40,
+        "xgb2": 44,
+        "xgb3": 33,
+        "xgb4": 57,
+        "xgb5": 104,
+    }
+    met = {
+        1: PAPER.xgb1_bags * sum(PAPER.xgb1_trees),
+        2: sum(PAPER.xgb2_trees),
+        3: sum(PAPER.xgb3_trees),
+        4: PAPER.xgb4_bags * sum(PAPER.xgb4_trees),
+        5: PAPER.xgb5_bags * sum(PAPER.xgb5_trees),
+    }
+    assert met == {1: 3000, 2: 2602, 3: 2659, 4: 4482, 5: 3000}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_killed_training_goes_on_and_ends_the_same(tmp_path: Path) -> None:
+    """At the paper's wiring: killed once when features are made, and once when a forest is, it trains nothing twice."""
+    for needed in ("nvtabular", "xgboost", "keras", "torch", "yaml"):
+        pytest.importorskip(needed)
+    import xgboost
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert _train(whole).wait() == 0
+    work = tmp_path / ".killed-training"
+    kept: dict[Path, int] = {}
+    for until in ("made.arrow", "xgb1/*.ubj"):
+        process = _train(killed)
+        deadline = time.monotonic() + 300
+        while not any(work.glob(until)):
+            assert process.poll() is None, "it ended, or failed, before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        assert not killed.exists()
+        assert {file: file.stat().st_mtime_ns for file in kept} == kept
+        done = (*work.glob("*.arrow"), *work.glob("*.pt2"), *work.glob("*.keras"), *work.glob("xgb*/[!.]*.ubj"))
+        kept = {file: file.stat().st_mtime_ns for file in done}
+    assert _train(killed).wait() == 0
+    assert not work.exists()
+    same = {work / name: killed / name for name in (file.relative_to(work) for file in kept) if name.suffix != ".arrow"}
+    assert {file: there.stat().st_mtime_ns for file, there in same.items()} == {file: kept[file] for file in same}
+    assert (killed / "scores.json").read_bytes() == (whole / "scores.json").read_bytes()
+    assert (killed / "fingerprint").read_bytes() == (whole / "fingerprint").read_bytes()
+    forests = sorted(file.relative_to(whole) for file in whole.glob("xgb*/*.ubj"))
+    assert len(forests) == 12 + 4 + 20 + 12 + 12
+    assert all((killed / name).read_bytes() == (whole / name).read_bytes() for name in forests)
+    names = sorted(file.name for file in whole.iterdir())
+    assert sorted(file.name for file in killed.iterdir()) == names
+    assert {"past", "newer", "nn1-0.keras", "nn1-1.keras", "nn2.pt2", "nn3.pt2", "stack.yaml"} <= set(names)
+    columns = {step: _features(xgboost, whole / step) for step in ("xgb1", "xgb2", "xgb3", "xgb4", "xgb5")}
+    assert columns == {"xgb1": 70, "xgb2": 79, "xgb3": 68, "xgb4": 114, "xgb5": 154}
+
+
+def _train(folder: Path) -> subprocess.Popen[bytes]:
+    """Train the paper's stack in a process, with few rows and trees."""
+    few = {f"xgb{at}_trees": (3, 3, 3, 3) for at in range(1, 6)}
+    nets = {f"nn{at}_{what}": size for at in (1, 2, 3) for what, size in (("rows", 256), ("batch", 64))}
+    sizes = {"rows_per_week": 1_500, "users": 900, "known_users": 700, "vocabulary": 2_000, "golden_rows": 100}
+    script = (
+        "import sys; from dataclasses import replace; from pathlib import Path\n"
+        f"sys.path.append({str(ROOT)!r})\n"
+        "from examples.recsys2021.sizes import PAPER; from examples.recsys2021.train import train\n"
+        f"train(replace(PAPER, bert=16, **{few | nets | sizes!r}), Path({str(folder)!r}))\n"
+    )
+    return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def _features(xgboost: Any, folder: Path) -> int:
+    (file, *_) = sorted(folder.iterdir())
+    return int(xgboost.Booster(model_file=file).num_features())
 
 
 def _lists(rows: Rows, name: str) -> list[list[str]]:

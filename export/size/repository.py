@@ -1,0 +1,73 @@
+"""A repository, model by model: what is in its version folder is counted, and nothing is run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tristage.export.size.forests import checkpoint_work, recipe_work
+from tristage.export.size.graphs import graph_work
+from tristage.export.size.recurrences import recurrence_work
+from tristage.export.size.work import Sizes, Work, total
+from tristage.manifest import Manifest
+from tristage.serving.program_file import PROGRAM_FILE, ForestCall, ProgramFile
+
+__all__ = ["sizes_of"]
+
+
+def sizes_of(repository: Path, manifest: Manifest) -> Sizes:
+    """Count the work of a row in an exported repository, of any target and layout.
+
+    Raises:
+        RepositoryError: a file cannot be read.
+    """
+    parts: dict[str, Work] = {}
+    interpreted: list[str] = []
+    saved: dict[str, int] = {}
+    steps: dict[str, list[str]] = {}
+    for step, model in manifest.models.items():
+        steps.setdefault(model, []).append(step)
+    folders = sorted(folder for folder in repository.iterdir() if (folder / "1").is_dir())
+    for folder in folders:
+        # on Triton's own backends a step may be several models: stack_step, stack_step__rows ...
+        names = next((its for model, its in steps.items() if f"{folder.name}__".startswith(f"{model}__")), None)
+        if names is None:
+            continue
+        found, rest, own = _version(folder / "1")
+        if not own:
+            interpreted += names
+        for step, work in found.items():
+            parts[step] = parts.get(step, Work()) + work
+        others = [name for name in names if name not in found] or names
+        label = ", ".join(others) if len(others) <= 3 else f"all other {len(others)} steps"
+        parts[label] = parts.get(label, Work()) + rest
+        saved[label] = sum(int(each["macs"]) for step in others for each in manifest.rewrites.get(step, ()))
+    order = {step: place for place, step in enumerate(manifest.models)}
+    known = dict(sorted(parts.items(), key=lambda part: order.get(part[0].split(",")[0], -1)))
+    return Sizes(known, tuple(interpreted), saved)
+
+
+def _version(folder: Path) -> tuple[dict[str, Work], Work, bool]:
+    """The forests of a model's version, by step, the rest of it, and whether there is anything that can be counted."""
+    program = folder / PROGRAM_FILE
+    if not program.is_file():
+        graphs, checkpoints = sorted(folder.glob("*.onnx")), sorted(folder.glob("*.tl"))
+        works = [graph_work(graph, {})[0] for graph in graphs] + [checkpoint_work(file) for file in checkpoints]
+        return {}, total(works), bool(works) or not any(folder.glob("*.json"))
+    forests: dict[str, Work] = {}
+    rest = Work()
+    shapes: dict[str, tuple[int, ...]] = {}
+    for part in ProgramFile.read(program).parts:
+        if isinstance(part, str):
+            work, made = graph_work(folder / part, shapes)
+            rest += work
+            shapes |= made
+        elif isinstance(part, ForestCall):
+            work = recipe_work(folder / part.recipe)
+            forests[part.step] = forests.get(part.step, Work()) + work
+        else:
+            steps = shapes.get(part.inputs, (1, 1))[1]
+            work, width = recurrence_work(folder / part.recurrence, steps)
+            rest += work
+            kinds = {"every": (1, steps, width), "last": (1, width), "cells": (1, width)}
+            shapes |= {tensor: kinds[what] for what, tensor in part.makes.items()}
+    return forests, rest, True
