@@ -63,7 +63,7 @@ class Called:
 
         with torch.no_grad():
             made = self.module(*(torch.from_numpy(np.ascontiguousarray(rows[each.name])) for each in self.inputs))
-        return [tensor.numpy() for tensor in made]
+        return [tensor.detach().numpy() for tensor in made]
 
 
 def by_position(artifact: Any, what: str, examples: Examples | None) -> Called:
