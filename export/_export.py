@@ -222,14 +222,15 @@ def write(
         placement = fuse(placement)
     if prepared.target.native:
         placement = cut(placement)
+    inputs = {} if prepared.golden is None else _encode(prepared.golden, placement)
     if layout == "fused" and prepared.golden is not None:
         answers = prepared.expected if prepared.measured is None else prepared.measured.answers
-        check_answers(placement, _encode(prepared.golden, placement), answers, TOLERANCE)
+        check_answers(placement, inputs, answers, TOLERANCE)
     with aside(path) as fresh:
         write_models(fresh, placement, prepared.target, instances)
         if prepared.golden is not None:
             write_golden(fresh, prepared.golden, placement.signature, prepared.expected)
-            write_reference(fresh, _encode(prepared.golden, placement), placement.signature, prepared.expected)
+            write_reference(fresh, inputs, placement.signature, prepared.expected)
         manifest = Manifest(
             stack=placement.signature.stack,
             target=prepared.target.name,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tristage.errors import ArtifactError
 from tristage.export.net.model import Ask, Examples, Net, NetConverter, net_from_onnx
+from tristage.export.net.outputs import distinct
 from tristage.export.net.tensorflow_errors import why_no_graph, why_no_onnx
 from tristage.export.net.variables import is_large, named_tables, table_specs, take_tables
 
@@ -85,11 +86,7 @@ def named_answers(model: Any, answers: Any) -> dict[str, Any]:
         return dict(answers)
     if not isinstance(answers, (list, tuple)):
         return {"": answers}
-    return dict(zip(_unique(model.output_names), answers, strict=True))
-
-
-def _unique(names: list[str]) -> list[str]:
-    return [name if names.count(name) == 1 else f"{name}_{at}" for at, name in enumerate(names)]
+    return dict(zip(distinct(model.output_names), answers, strict=True))
 
 
 def _to_onnx(model: Any, what: str, tables: Path | None) -> onnx.ModelProto:

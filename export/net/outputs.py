@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-__all__ = ["NetOutput", "column_names", "join_answers", "join_outputs", "score_names"]
+__all__ = ["NetOutput", "column_names", "distinct", "join_answers", "join_outputs", "score_names"]
 
 _JOINED = "tristage_answers"
 _TYPES = {"float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE}
@@ -43,6 +43,11 @@ def column_names(outputs: Sequence[NetOutput], targets: Sequence[str]) -> list[s
     for output in outputs:
         name = re.sub(r"\W+", "_", output.name).strip("_") or "output"
         names += [name] if output.width == 1 else [f"{name}{number}" for number in range(output.width)]
+    return distinct(names)
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """Names, each once: one that stands twice gets its place behind it."""
     return [name if names.count(name) == 1 else f"{name}_{at}" for at, name in enumerate(names)]
 
 

@@ -51,8 +51,7 @@ def write(artifact: Any, step: str, folder: Path, examples: Examples | None = No
     signature = loaded.signatures[_SIGNATURE]
     specs = signature.structured_input_signature[1]
     # Keras names its inputs in an order; a signature sorts them
-    inputs = list(specs) if names is None else [tensor.name for tensor in model.inputs]
-    inputs = sorted(inputs) if names is None else inputs
+    inputs = sorted(specs) if names is None else [tensor.name for tensor in model.inputs]
     made = signature.structured_outputs
     outputs = sorted(made) if names is None else [_output(at) for at in range(len(made))]
     native = NativeNet(
