@@ -93,7 +93,7 @@ class AsyncHttpTransport:
         return _wire.http_object(self.url, "stats", model, (await self._ask("GET", "stats", model, timeout))[0])
 
     async def models(self, timeout: float) -> list[str]:
-        return _wire.http_models(self.url, (await self._ask("POST", "index", "", timeout))[0])
+        return _wire.model_names(self.url, await self.statistics("", timeout))
 
     async def infer(
         self,
@@ -191,7 +191,7 @@ class AsyncGrpcTransport:
         return _wire.to_dict(await self._ask("stats", model, timeout))
 
     async def models(self, timeout: float) -> list[str]:
-        return sorted({str(model.name) for model in (await self._ask("index", "", timeout)).models})
+        return _wire.model_names(self.url, await self.statistics("", timeout))
 
     async def infer(
         self,

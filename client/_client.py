@@ -6,14 +6,15 @@ Blocking and asyncio share everything but the awaiting: what is sent, how it is 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tristage.client import _wire
-from tristage.client._async_transport import connect_async
-from tristage.client._transport import connect
+from tristage.client._async_transport import AsyncTransport, connect_async
+from tristage.client._transport import Transport, connect
 from tristage.client._wire import Tensors
 from tristage.client.codec import Unknown, decode, encode
 from tristage.columns import SIGNATURE_PARAMETER, Signature
@@ -75,9 +76,7 @@ class Client:
             ServerError: the server has no such stack, or several and none was named.
         """
         if self._signature is None:
-            names = candidates(self.url, self._stack, self._transport.models(self.timeout))
-            configs = {name: self._transport.config(name, self.timeout) for name in names}
-            self._signature = find_signature(self.url, self._stack, configs)
+            self._signature = ask_stack(self._transport, self._stack, self.timeout)[0]
         return self._signature
 
     def predict(self, rows: Any, *, unknown: Unknown = "error", first_row: int = 0) -> Any:
@@ -161,9 +160,7 @@ class AsyncClient:
     async def signature(self) -> Signature:
         """As `Client.signature`; a coroutine, since it may ask the server."""
         if self._signature is None:
-            names = candidates(self.url, self._stack, await self._transport.models(self.timeout))
-            configs = {name: await self._transport.config(name, self.timeout) for name in names}
-            self._signature = find_signature(self.url, self._stack, configs)
+            self._signature = (await ask_stack_async(self._transport, self._stack, self.timeout))[0]
         return self._signature
 
     async def predict(self, rows: Any, *, unknown: Unknown = "error", first_row: int = 0) -> Any:
@@ -187,6 +184,47 @@ class AsyncClient:
     async def _infer(self, stack: str, part: Tensors, outputs: Sequence[str]) -> Tensors:
         async with self._turns:
             return await self._transport.infer(stack, part, outputs, self.timeout)
+
+
+def ask_stack(transport: Transport, stack: str | None, timeout: float) -> tuple[Signature, Mapping[str, Any]]:
+    """The signature and Triton's configuration of the stack that a server has.
+
+    Args:
+        transport: the connection.
+        stack: the name asked for; None for the only stack there is.
+        timeout: seconds for each question.
+
+    Raises:
+        ServerError: it has no such stack, or several and none was named.
+    """
+    configs = {}
+    for name in candidates(transport.url, stack, transport.models(timeout)):
+        with _gone(stack):
+            configs[name] = transport.config(name, timeout)
+    signature = find_signature(transport.url, stack, configs)
+    return signature, configs[signature.stack]
+
+
+async def ask_stack_async(
+    transport: AsyncTransport, stack: str | None, timeout: float
+) -> tuple[Signature, Mapping[str, Any]]:
+    """`ask_stack` for asyncio."""
+    configs = {}
+    for name in candidates(transport.url, stack, await transport.models(timeout)):
+        with _gone(stack):
+            configs[name] = await transport.config(name, timeout)
+    signature = find_signature(transport.url, stack, configs)
+    return signature, configs[signature.stack]
+
+
+@contextlib.contextmanager
+def _gone(stack: str | None) -> Iterator[None]:
+    """A model that was there a moment ago may be a step that was unloaded since; the stack that was named may not."""
+    try:
+        yield
+    except InferenceFailed:
+        if stack is not None:
+            raise
 
 
 def candidates(url: str, stack: str | None, models: Sequence[str]) -> Sequence[str]:

@@ -1,4 +1,4 @@
-"""One blocking connection to a Triton server, over HTTP or gRPC: the same five questions, the same errors.
+"""One blocking connection to a Triton server, over HTTP or gRPC: the same questions, the same errors.
 
 Every call takes its own time limit in seconds. What can go wrong below comes out as two errors: ServerUnavailable
 (nothing there, went away, too late) and InferenceFailed (the server answered no, or answered nonsense).
@@ -114,7 +114,7 @@ class HttpTransport:
         return _wire.http_object(self.url, "stats", model, self._ask("GET", "stats", model, timeout)[0])
 
     def models(self, timeout: float) -> list[str]:
-        return _wire.http_models(self.url, self._ask("POST", "index", "", timeout)[0])
+        return _wire.model_names(self.url, self.statistics("", timeout))
 
     def infer(self, model: str, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str], timeout: float) -> Tensors:
         body, headers = _wire.http_request(inputs, outputs)
@@ -214,7 +214,7 @@ class GrpcTransport:
         return _wire.to_dict(self._ask("stats", model, timeout))
 
     def models(self, timeout: float) -> list[str]:
-        return sorted({str(model.name) for model in self._ask("index", "", timeout).models})
+        return _wire.model_names(self.url, self.statistics("", timeout))
 
     def infer(self, model: str, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str], timeout: float) -> Tensors:
         answer = self._ask("infer", model, timeout, _wire.grpc_request(model, inputs, outputs))

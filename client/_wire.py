@@ -109,10 +109,10 @@ def parse_url(url: str, protocol: Protocol | None = None) -> Address:
 
 
 def asked(kind: str, model: str = "") -> str:
-    """What was asked, as messages say it: the questions are "ready", "config", "stats", "index" and "infer"."""
+    """What was asked, as messages say it: the questions are "ready", "config", "stats" and "infer"."""
     if kind == "infer":
         return f'the request to "{model}"'
-    things = {"ready": "readiness", "config": "the configuration", "stats": "the statistics", "index": "the list"}
+    things = {"ready": "readiness", "config": "the configuration", "stats": "the statistics"}
     about = f'"{model}"' if model else "its models"
     return f"the request for {things[kind]} of {about}"
 
@@ -246,8 +246,6 @@ def from_bytes(data: bytes | memoryview, triton_dtype: str, shape: Sequence[int]
 
 def http_path(address: Address, kind: str, model: str = "") -> str:
     """The path of one question."""
-    if kind == "index":
-        return f"{address.path}/v2/repository/index"
     if not model:
         return f"{address.path}/v2/health/ready" if kind == "ready" else f"{address.path}/v2/models/{kind}"
     return f"{address.path}/v2/models/{quote(model, safe='')}/{kind}"
@@ -307,16 +305,16 @@ def http_object(url: str, kind: str, model: str, body: bytes) -> dict[str, Any]:
         raise malformed(url, asked(kind, model), error) from error
 
 
-def http_models(url: str, body: bytes) -> list[str]:
-    """Names of the ready models in the repository index that a body is, sorted.
+def model_names(url: str, statistics: Mapping[str, Any]) -> list[str]:
+    """Names of the ready models, sorted, from the statistics of all: the repository's index may be closed to callers.
 
     Raises:
-        InferenceFailed: it is none.
+        InferenceFailed: they are no statistics.
     """
     try:
-        return sorted({str(entry["name"]) for entry in json.loads(body) if entry.get("state") == "READY"})
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise malformed(url, asked("index"), error) from error
+        return sorted({str(entry["name"]) for entry in statistics.get("model_stats", [])})
+    except (KeyError, AttributeError, TypeError) as error:
+        raise malformed(url, asked("stats"), error) from error
 
 
 # ------------------------------------------------------------------------------------------------------------ gRPC
@@ -328,8 +326,6 @@ def grpc_question(kind: str, model: str) -> tuple[str, Any]:
 
     if kind == "ready" and not model:
         return "ServerReady", service_pb2.ServerReadyRequest()
-    if kind == "index":
-        return "RepositoryIndex", service_pb2.RepositoryIndexRequest(ready=True)
     method, message = {
         "ready": ("ModelReady", service_pb2.ModelReadyRequest),
         "config": ("ModelConfig", service_pb2.ModelConfigRequest),

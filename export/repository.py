@@ -75,23 +75,34 @@ def aside(path: Path) -> Iterator[Path]:
 
 
 def _swap(fresh: Path, path: Path) -> None:
-    """Put `fresh` where `path` is, keeping the owner's own files."""
+    """Put what `fresh` holds where `path` is, keeping the owner's own files.
+
+    The folder itself stays, since a container may have it mounted, and what is in it is renamed, the manifest first on
+    the way out and last on the way in: without one, nobody takes the folder for an export.
+    """
     if not path.exists():
         fresh.rename(path)
         return
-    for name in _OWN:
-        if (path / name).is_file():
-            shutil.copy2(path / name, fresh / name)
     old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+    undo: list[tuple[Path, Path]] = []
     try:
-        path.rename(old)  # onto an empty folder: allowed, and atomic
-        try:
-            fresh.rename(path)
-        except OSError:
-            old.rename(path)
-            raise
+        moves = [(entry, old / entry.name) for entry in _in_order(path)]
+        moves += [(entry, path / entry.name) for entry in reversed(_in_order(fresh))]
+        for source, to in moves:
+            source.rename(to)
+            undo.append((to, source))
+    except BaseException:  # an interrupt too must not leave half of each
+        for source, to in reversed(undo):
+            source.rename(to)
+        raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _in_order(folder: Path) -> list[Path]:
+    """What an export put into a folder, its manifest first."""
+    found = sorted(entry for entry in folder.iterdir() if entry.name not in _OWN)
+    return sorted(found, key=lambda entry: entry.name != MANIFEST)
 
 
 def write_models(repository: Path, placement: Placement, target: Target, instances: int = 1) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tristage.manifest import model_of
+
 __all__ = ["INPUTS", "OUTPUTS", "Step", "edges", "read_steps"]
 
 INPUTS = "inputs"  # the end of an edge that is no step: the raw columns
@@ -40,7 +42,7 @@ def read_steps(config: Mapping[str, Any], names: Mapping[str, str]) -> tuple[Ste
     waiting = [
         Step(
             str(step["model_name"]),
-            names.get(str(step["model_name"]), str(step["model_name"])),
+            names.get(model_of(str(step["model_name"])), str(step["model_name"])),
             dict(step["input_map"]),
             dict(step["output_map"]),
         )

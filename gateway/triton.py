@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tristage.client._async_transport import connect_async
-from tristage.client._client import candidates, find_signature, join, split
+from tristage.client._client import ask_stack_async, find_signature, join, split
 from tristage.client._wire import Tensors
 from tristage.columns import Signature
 from tristage.distribution import Distribution
@@ -172,16 +172,16 @@ class Triton:
     async def _look(self) -> None:
         transport = self._transport
         if self._seen and self.served is not None:
-            names = [self.served.signature.stack]
+            name = self.served.signature.stack
+            config: Mapping[str, Any] = await transport.config(name, _PATIENCE)
+            signature = find_signature(self.url, name, {name: config})
         else:
-            names = list(candidates(self.url, self._stack, await transport.models(_PATIENCE)))
-        configs = {name: await transport.config(name, _PATIENCE) for name in names}
-        signature = find_signature(self.url, self._stack, configs)
+            signature, config = await ask_stack_async(transport, self._stack, _PATIENCE)
         if not await transport.ready(signature.stack, _PATIENCE):
             raise ServerError(f'"{signature.stack}" at {self.url} is not ready')
-        seen = json.dumps(configs[signature.stack], sort_keys=True)
+        seen = json.dumps(config, sort_keys=True)
         if seen != self._seen:
-            self.served = await asyncio.to_thread(_describe, signature, configs[signature.stack], self._repository)
+            self.served = await asyncio.to_thread(_describe, signature, config, self._repository)
             self._seen = seen
 
 

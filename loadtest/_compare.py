@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from tristage.errors import InputError
 from tristage.loadtest._report import Cell, Report
 from tristage.loadtest._words import figure, where
+from tristage.manifest import model_of
 
 __all__ = ["Comparison", "Line", "Pair", "comparison", "comparison_json", "comparison_markdown"]
 
@@ -149,7 +150,10 @@ def _pair(a: tuple[Report, Cell], b: tuple[Report, Cell], hourly: tuple[float, f
 def _step_seconds(report: Report, cell: Cell, examples: int) -> dict[str, float]:
     """Seconds of computing, by step; steps are named without the stack's name, so that two stacks can be compared."""
     scale = examples / cell.examples / 1e3
-    return {step.model.removeprefix(f"{report.stack}_"): step.compute_ms * step.count * scale for step in cell.steps}
+    return {
+        model_of(step.model).removeprefix(f"{report.stack}_"): step.compute_ms * step.count * scale
+        for step in cell.steps
+    }
 
 
 def _notes(a: Report, b: Report, left: dict[_Key, Cell], right: dict[_Key, Cell]) -> Iterator[str]:

@@ -111,6 +111,7 @@ def run_loadtest(
         RepositoryError: the stack's signature cannot be read.
     """
     from tristage.client import connect as connect_to
+    from tristage.client._client import ask_stack
     from tristage.client.codec import encode
 
     settings = Settings(
@@ -123,7 +124,7 @@ def run_loadtest(
     opens: Callable[[], Transport] = connect or (lambda: connect_to(url, protocol=plain))
     transport = opens()
     try:
-        signature, config = _ask(transport, stack, min(timeout, _ASK_S))
+        signature, config = ask_stack(transport, stack, min(timeout, _ASK_S))
         sizes = settings.batches_for(signature.stack, signature.max_batch)
         tensors = encode(rows, signature)
         if connect is None:
@@ -320,16 +321,6 @@ class _CutShort(Exception):
 
 def _at(tick: Tick, requests: int, elapsed_s: float) -> Tick:
     return Tick(tick.cell, tick.cells, tick.batch, tick.concurrency, tick.rate, requests, elapsed_s)
-
-
-def _ask(transport: Transport, stack: str | None, timeout: float) -> tuple[Signature, Mapping[str, Any]]:
-    """The signature and the configuration of the stack."""
-    from tristage.client._client import candidates, find_signature
-
-    names = candidates(transport.url, stack, transport.models(timeout))
-    configs = {name: transport.config(name, timeout) for name in names}
-    signature = find_signature(transport.url, stack, configs)
-    return signature, configs[signature.stack]
 
 
 def _wire_for(address: _wire.Address, signature: Signature, *, shared_memory: bool, most_rows: int) -> Wire:

@@ -10,14 +10,19 @@ from types import FrameType
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+from rich.markup import escape
 
-from tristage.errors import ServerError
+from tristage.errors import RepositoryError, ServerError, TristageError
+from tristage.manifest import MANIFEST
 from tristage.terminal import console
 
 if TYPE_CHECKING:
     from tristage.serving.server import Server
 
-__all__ = ["parse_cores", "serve"]
+__all__ = ["follow", "parse_cores", "serve"]
+
+_LOOK = 1.0  # seconds between two looks at the repository
+_LOOK_AGAIN = 5.0  # and after one that found it incomplete
 
 
 class _Asked(BaseException):
@@ -86,7 +91,12 @@ def serve(
         ),
     ] = False,
 ) -> None:
-    """Serve a model repository with Triton until Ctrl-C or SIGTERM; requests in flight are answered."""
+    """Serve a model repository with Triton until Ctrl-C or SIGTERM; requests in flight are answered.
+
+    A new export of the stack to the same repository (`tristage export --overwrite`) is loaded while the old one
+    answers, and takes over in one go: no request fails. One that does not load, or has other columns, is not served,
+    and a note says why.
+    """
     from tristage.manifest import read_manifest
     from tristage.serving.server import serve as start
 
@@ -133,13 +143,44 @@ def serve(
                 markup=False,
                 soft_wrap=True,
             )
-            server.wait()
+            follow(server, repository)
             raise ServerError(f"Triton ended by itself: {server.why()}; its log is above; start it again")
     except _Asked:
         console.print("ended")
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def follow(server: Server, repository: Path) -> None:
+    """Serve every new export that is written to the repository, until the server ends."""
+    seen, told, pause = None, "", _LOOK
+    while server.wait(pause) is None:
+        stamp, pause = _stamp(repository), _LOOK
+        if stamp is None or stamp == seen:
+            continue
+        began = time.monotonic()
+        try:
+            if server.reload():
+                console.print(f"serving the new export of {server.stack}, after {time.monotonic() - began:.1f} s")
+            seen, told = stamp, ""
+        except TristageError as error:
+            if str(error) != told:
+                console.print(f"[yellow]note:[/] not served: {escape(str(error))}", soft_wrap=True)
+            told = str(error)
+            if isinstance(error, RepositoryError):
+                pause = _LOOK_AGAIN  # it may still be being copied
+            else:
+                seen = stamp
+
+
+def _stamp(repository: Path) -> tuple[int, int, int] | None:
+    """What tells one manifest from another; None while there is none, as in the midst of an export."""
+    try:
+        found = (repository / MANIFEST).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def parse_cores(text: str) -> list[int]:

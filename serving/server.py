@@ -13,8 +13,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, cast
@@ -22,6 +25,7 @@ from typing import IO, cast
 from tristage.errors import ArtifactError, PortInUse, RepositoryError, ServerError
 from tristage.manifest import Manifest, check_files, read_manifest
 from tristage.serving.log import Log, LogTarget, reason, still_loading, taken_port
+from tristage.serving.reload import check_same_stack, first_generation, switch
 from tristage.serving.triton import EXIT_TIMEOUT, Ports, Triton, arguments, environment, find_triton
 from tristage.serving.workflow_file import TRUST, WORKFLOW_FILE, WorkflowFile, check_folder
 
@@ -29,6 +33,17 @@ __all__ = ["Server", "serve"]
 
 _PATIENCE = EXIT_TIMEOUT + 10.0  # seconds from asking Triton to end to killing it
 _POLL = 0.05  # seconds between two looks at a server that is starting
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a server's models come from, and what it takes to load others."""
+
+    root: Path
+    staging: Path
+    key: str
+    trust: bool
+    timeout: float
 
 
 class Server:
@@ -44,17 +59,29 @@ class Server:
     """
 
     def __init__(
-        self, warden: subprocess.Popen[bytes], log: Log, *, pid: int, host: str, ports: Ports, stack: str
+        self,
+        warden: subprocess.Popen[bytes],
+        log: Log,
+        *,
+        pid: int,
+        host: str,
+        ports: Ports,
+        source: _Source,
+        serves: Manifest,
     ) -> None:
         self._warden = warden
         self._log = log
         self._asked = False
+        self._source = source
+        self._serves = first_generation(serves)
+        self._tries = 1
+        self._reloading = threading.Lock()
         self.pid = pid
         self.http_url = f"http://{host}:{ports.http}"
         self.grpc_url = f"grpc://{host}:{ports.grpc}"
         self.metrics_url = f"http://{host}:{ports.metrics}/metrics"
         self.cores: tuple[int, ...] | None = None
-        self.stack = stack
+        self.stack = serves.stack
 
     def __enter__(self) -> Server:
         return self
@@ -81,6 +108,43 @@ class Server:
             return None
         self._log.finish(5.0)
         return code
+
+    def reload(self) -> bool:
+        """Serve what the repository holds now, where that is another export of the stack than the one that is served.
+
+        Requests go on being answered, each by the old export or by the new one, and when this returns by the new one.
+        For a while both are in memory.
+
+        Returns:
+            Whether there was another export.
+
+        Raises:
+            RepositoryError: the repository is incomplete, or holds another stack, or one with other columns; here and
+                below the server goes on with what it has.
+            ArtifactError: a saved workflow has to be read, and is not trusted, gone or changed.
+            ServerError: a model of the new export does not load.
+        """
+        with self._reloading:
+            its, before = self._source, self._serves.manifest
+            manifest = read_manifest(its.root)
+            if manifest.files == before.files:
+                return False
+            check_same_stack(before, manifest)
+            check_files(its.root, manifest)
+            _check_workflows(its.root, manifest, its.trust)
+            self._tries += 1
+            address = self.grpc_url.removeprefix("grpc://")
+            self._serves = switch(
+                self._serves,
+                self._tries,
+                manifest,
+                its.root,
+                its.staging,
+                address=address,
+                key=its.key,
+                patience=its.timeout,
+            )
+            return True
 
     def stop(self) -> None:
         """End Triton: requests in flight are answered, for up to 30 seconds; then it is killed. Safe to call again."""
@@ -180,10 +244,21 @@ def serve(
         attempts -= 1
         ports = _choose_ports(address, wanted)
         name = f"tristage-{secrets.token_hex(6)}"
+        source = _Source(root, Path(tempfile.mkdtemp(prefix="tristage-models-")), secrets.token_hex(32), trust, timeout)
         argv = arguments(
-            triton, root, host=address, ports=ports, server_id=name, admin_key=key, percentiles=percentiles
+            triton,
+            root,
+            source.staging,
+            host=address,
+            ports=ports,
+            server_id=name,
+            admin_key=key,
+            repository_key=source.key,
+            percentiles=percentiles,
         )
-        server = _launch(triton, argv, env, name, pinned, log=log, host=address, ports=ports, stack=manifest.stack)
+        server = _launch(
+            triton, argv, env, name, pinned, log=log, host=address, ports=ports, source=source, serves=manifest
+        )
         try:
             _await_ready(server, ports, name, deadline, timeout)
             return server
@@ -208,12 +283,13 @@ def _launch(
     log: LogTarget,
     host: str,
     ports: Ports,
-    stack: str,
+    source: _Source,
+    serves: Manifest,
 ) -> Server:
     report_here, report_there = os.pipe()
     task = {"parent": os.getpid(), "report": report_there, "argv": argv, "cores": cores, "patience": _PATIENCE}
-    task |= {"shm": name, "http_port": ports.http}
-    script = Path(__file__).with_name("warden.py")
+    task |= {"shm": name, "http_port": ports.http, "staging": str(source.staging)}
+    script = Path(__file__).with_name("warden.py")  # which removes the staging folder at the end
     try:
         warden = subprocess.Popen(  # noqa: S603  nothing in it comes from a network
             [sys.executable, "-I", "-S", str(script), json.dumps(task)],
@@ -228,6 +304,7 @@ def _launch(
         )
     except OSError as error:
         os.close(report_here)
+        source.staging.rmdir()
         raise ServerError(f"cannot start {sys.executable}: {error}") from error
     finally:
         os.close(report_there)
@@ -240,7 +317,7 @@ def _launch(
         reader.finish(5.0)
         raise ServerError(f"tritonserver was not started: {reason(reader.tail())}")
     shown = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104  every address includes this one
-    server = Server(warden, reader, pid=int(pid), host=shown, ports=ports, stack=stack)
+    server = Server(warden, reader, pid=int(pid), host=shown, ports=ports, source=source, serves=serves)
     server.cores = cores
     return server
 

@@ -23,7 +23,16 @@ from pathlib import Path
 import tristage
 from tristage.errors import ServerError
 
-__all__ = ["ADMIN_HEADER", "THREAD_VARIABLES", "Ports", "Triton", "arguments", "environment", "find_triton"]
+__all__ = [
+    "ADMIN_HEADER",
+    "REPOSITORY_HEADER",
+    "THREAD_VARIABLES",
+    "Ports",
+    "Triton",
+    "arguments",
+    "environment",
+    "find_triton",
+]
 
 THREAD_VARIABLES = (
     "TRISTAGE_THREADS",
@@ -37,7 +46,9 @@ THREAD_VARIABLES = (
 )
 # the header that carries the key over HTTP; over gRPC it is called triton-grpc-protocol-ADMIN_HEADER
 ADMIN_HEADER = "tristage-admin-key"
-# tracing and logging write files, and shared memory is any program's; models are not loaded or unloaded by anybody
+# the same for loading and unloading models, whose key only the program that started the server has
+REPOSITORY_HEADER = "tristage-repository-key"
+# tracing and logging write files, and shared memory is any program's
 _ADMIN_APIS = "trace,logging"
 _REMOTE_ADMIN_APIS = f"shared-memory,{_ADMIN_APIS}"
 EXIT_TIMEOUT = 30  # seconds Triton waits for requests in flight when it is told to end
@@ -224,18 +235,29 @@ def _cache_folder() -> Path:
 
 
 def arguments(
-    triton: Triton, repository: Path, *, host: str, ports: Ports, server_id: str, admin_key: str, percentiles: bool
+    triton: Triton,
+    repository: Path,
+    staging: Path,
+    *,
+    host: str,
+    ports: Ports,
+    server_id: str,
+    admin_key: str,
+    repository_key: str,
+    percentiles: bool,
 ) -> list[str]:
     """tritonserver's command line.
 
     Args:
         triton: the server to run.
         repository: the folder of the models.
+        staging: a further one, empty at the start, for models that are loaded later.
         host: the address to listen on.
         ports: the ports to listen on.
         server_id: names the server and its regions in /dev/shm.
         admin_key: what a request to tracing or logging, and where other machines reach it to shared memory, must carry,
             see `ADMIN_HEADER`.
+        repository_key: what a request to list, load or unload models must carry, see `REPOSITORY_HEADER`.
         percentiles: whether the metrics hold percentiles of each model's durations.
     """
     # programs on this machine may hand over tensors in shared memory; others have none in common with Triton
@@ -244,8 +266,10 @@ def arguments(
         str(triton.binary),
         f"--id={server_id}",
         f"--model-repository={repository}",
-        "--model-control-mode=none",
-        "--strict-readiness=true",
+        f"--model-repository={staging}",
+        "--model-control-mode=explicit",
+        "--load-model=*",
+        "--strict-readiness=false",  # it is as ready as before while it loads another model, and starts with all
         "--exit-on-error=true",
         "--disable-auto-complete-config",
         f"--backend-directory={triton.backends}",
@@ -261,7 +285,9 @@ def arguments(
         f"--metrics-port={ports.metrics}",
         f"--metrics-config=summary_latencies={str(percentiles).lower()}",
         f"--http-restricted-api={apis}:{ADMIN_HEADER}={admin_key}",
+        f"--http-restricted-api=model-repository:{REPOSITORY_HEADER}={repository_key}",
         f"--grpc-restricted-protocol={apis}:{ADMIN_HEADER}={admin_key}",
+        f"--grpc-restricted-protocol=model-repository:{REPOSITORY_HEADER}={repository_key}",
     ]
 
 

@@ -6,7 +6,8 @@ warden starts tritonserver on its cores, ends it when told to (SIGTERM, SIGINT, 
 when the program is gone, and leaves neither processes nor shared memory behind.
 
 TASK: parent (pid of the program), report (file descriptor tritonserver's pid is written to), argv, cores (or null),
-patience (seconds from being told to end to SIGKILL), shm (prefix of the server's files in /dev/shm), http_port.
+patience (seconds from being told to end to SIGKILL), shm (prefix of the server's files in /dev/shm), staging (its
+folder of models that were loaded later), http_port.
 The exit code is tritonserver's; 128 + n where signal n ended it.
 """
 
@@ -16,6 +17,7 @@ import contextlib
 import ctypes
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -52,6 +54,7 @@ def main() -> int:
         kill_rest(pid)
         for path in SHARED_MEMORY.glob(f"{task['shm']}*"):
             path.unlink(missing_ok=True)
+        shutil.rmtree(task["staging"], ignore_errors=True)
     return code
 
 

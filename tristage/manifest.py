@@ -22,6 +22,7 @@ __all__ = [
     "Manifest",
     "check_files",
     "checksums",
+    "model_of",
     "read_manifest",
     "sha256",
     "write_manifest",
@@ -108,6 +109,12 @@ def read_manifest(repository: Path) -> Manifest:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise RepositoryError(f"{path} is incomplete ({error!r}); export the stack again") from error
+
+
+def model_of(served: str) -> str:
+    """The model of an export that a server calls `served`: with a number behind it where it was loaded by a reload."""
+    name, dot, number = served.rpartition(".")
+    return name if dot and number.isdigit() else served
 
 
 def checksums(repository: Path) -> dict[str, str]:

@@ -108,15 +108,20 @@ def test_the_command_line_binds_where_told_and_never_shares_a_port(fake: Triton)
     argv = arguments(
         fake,
         Path("/models"),
+        Path("/more"),
         host="127.0.0.1",
         ports=Ports(1, 2, 3),
         server_id="tristage-x",
         admin_key="k",
+        repository_key="r",
         percentiles=False,
     )
     assert argv[0] == str(fake.binary)
     assert {
         "--model-repository=/models",
+        "--model-repository=/more",
+        "--http-restricted-api=model-repository:tristage-repository-key=r",
+        "--grpc-restricted-protocol=model-repository:tristage-repository-key=r",
         "--http-address=127.0.0.1",
         "--http-port=1",
         "--grpc-address=127.0.0.1",
