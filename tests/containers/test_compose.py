@@ -14,12 +14,16 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from containers.conftest import NAME, ROOT, Engine, find_compose
+
+from tristage.manifest import GOLDEN
 
 DASHBOARD = ROOT / "docker" / "grafana" / "dashboards" / "tristage.json"
 FILES = ("compose.yaml", "docker/compose.gpu.yaml")
@@ -152,6 +156,7 @@ def test_prometheus_has_figures_for_every_panel(up: Up, cli: Callable[..., Any])
         assert time.monotonic() < deadline, f"no figures for {empty}"
         done = cli("verify", up.repository, "--url", f"http://127.0.0.1:{up.ports['TRISTAGE_HTTP_PORT']}")
         assert done.code == 0, done.err
+        predict_golden(up)  # drift is told from 200 rows on
         empty = [
             expression
             for expressions in panels.values()
@@ -164,6 +169,17 @@ def test_prometheus_has_figures_for_every_panel(up: Up, cli: Callable[..., Any])
     assert 0 < float(cost["value"][1]) < 1000
     steps = query(base, panels["Time per row in each step"][0].replace("${stack}", "tiny"))
     assert {"tiny_features", "tiny_trees", "tiny_keras"} <= {step["metric"]["model"] for step in steps}
+
+
+def predict_golden(up: Up) -> None:
+    """Send the golden rows through the gateway."""
+    rows = pq.read_table(up.repository / GOLDEN)
+    sink = BytesIO()
+    pq.write_table(rows.drop([name for name in rows.column_names if name.startswith("expected.")]), sink)
+    url = f"http://127.0.0.1:{up.ports['TRISTAGE_GATEWAY_PORT']}/v1/predict"
+    asked = urllib.request.Request(url, sink.getvalue(), {"Content-Type": "application/vnd.apache.parquet"})
+    with urllib.request.urlopen(asked, timeout=30) as answer:
+        assert pq.read_table(BytesIO(answer.read())).num_rows == rows.num_rows
 
 
 def query(base: str, expression: str) -> list[Any]:
