@@ -20,10 +20,10 @@ help:  ## show what there is
 demo: install  ## train the small stack, export, serve on one core, verify, predict, measure, report
 	$(BIN)/python -m examples.recsys2021.demo
 
-test: install merlin  ## run every test but those in containers
-	$(BIN)/pytest -n 2 --dist loadgroup --ignore=tests/containers $(ARGS)
+test: install merlin  ## run every test; those of image and compose where a container engine is at hand
+	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
 
-containers: install  ## set a container engine up (Debian, as root) and test image and compose
+containers: install  ## set a container engine up (Debian, as root), and run only the tests of image and compose
 	tests/containers/engine.sh
 	PYTHONSAFEPATH=1 $(BIN)/pytest tests/containers $(ARGS)
 

@@ -20,8 +20,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,7 @@ class Overloaded:
         seconds: how long.
         outcomes: answered, refused, late or failed -> how long that took.
         retry_after: refusals over HTTP that said when to come again; None over gRPC.
+        faults: why requests failed -> how many.
         memory: of every process.
         before: one caller alone, before the load.
         recovered: seconds from the end of the load's last request until that caller was answered.
@@ -87,6 +89,7 @@ class Overloaded:
     seconds: float
     outcomes: Mapping[str, Times]
     retry_after: int | None
+    faults: Mapping[str, int]
     memory: tuple[Memory, ...]
     before: Times
     recovered: float
@@ -95,10 +98,16 @@ class Overloaded:
 
 @dataclass
 class Door:
-    """Where requests go in, and what its refusals said."""
+    """Where requests go in, what its refusals said, and why requests failed."""
 
     ask: Ask
     retry_after: int | None = None
+    faults: Counter[str] = field(default_factory=Counter)
+
+    def failed(self, why: str) -> str:
+        """Count a request that failed."""
+        self.faults[why] += 1
+        return FAILED
 
 
 @contextlib.asynccontextmanager
@@ -116,9 +125,10 @@ async def http_door(url: str, body: bytes) -> Any:
                 await response.read()
                 if response.status == 503 and "Retry-After" in response.headers:
                     door.retry_after = (door.retry_after or 0) + 1
-                return {200: ANSWERED, 503: REFUSED, 504: LATE}.get(response.status, FAILED)
-        except (aiohttp.ClientError, asyncio.TimeoutError):
-            return FAILED
+                known = {200: ANSWERED, 503: REFUSED, 504: LATE}.get(response.status)
+                return known or door.failed(f"status {response.status}")
+        except (aiohttp.ClientError, asyncio.TimeoutError) as error:
+            return door.failed(repr(error))
 
     headers = {"Content-Type": "application/json"}
     async with session:
@@ -133,16 +143,17 @@ async def grpc_door(address: str, request: Any) -> Any:
 
     async with grpc.aio.insecure_channel(address) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        door = Door(lambda: ask())
 
         async def ask() -> str:
             try:
                 await stub.ModelInfer(request, timeout=DEADLINE)
             except grpc.RpcError as error:
-                code = error.code()
-                return {"UNAVAILABLE": REFUSED, "DEADLINE_EXCEEDED": LATE}.get(code.name, FAILED)
+                code = error.code().name
+                return {"UNAVAILABLE": REFUSED, "DEADLINE_EXCEEDED": LATE}.get(code) or door.failed(code)
             return ANSWERED
 
-        yield Door(ask)
+        yield door
 
 
 async def one_after_the_other(ask: Ask, seconds: float, callers: int = 1) -> list[float]:
@@ -257,7 +268,9 @@ async def overload(door: Door, processes: Mapping[int, str], seconds: float, tim
     after = Times.of(await one_after_the_other(door.ask, quiet))
     assert before is not None and after is not None  # noqa: PT018
     known = {outcome: times for outcome, took in outcomes.items() if (times := Times.of(took))}
-    return Overloaded(capacity, rate, seconds, known, door.retry_after, watch.memory(), before, recovered, after)
+    return Overloaded(
+        capacity, rate, seconds, known, door.retry_after, dict(door.faults), watch.memory(), before, recovered, after
+    )
 
 
 @contextlib.contextmanager

@@ -16,6 +16,10 @@ from tristage.terminal import console
 
 __all__ = ["gateway"]
 
+# Seconds that an idle connection is kept: longer than callers and proxies keep theirs (mostly 60), since a request that
+# is sent just as this end closes fails
+_KEEP_ALIVE = 75
+
 
 def gateway(
     url: Annotated[
@@ -97,7 +101,13 @@ def gateway(
         soft_wrap=True,
     )
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, ws="none", timeout_graceful_shutdown=30
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        ws="none",
+        timeout_keep_alive=_KEEP_ALIVE,
+        timeout_graceful_shutdown=30,
     )
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again once it has ended
         signal.signal(number, lambda *_: None)

@@ -61,7 +61,7 @@ class Engine:
     def env(self) -> dict[str, str]:
         """The environment its commands run in."""
         told = {"DOCKER_HOST": self.host} if self.host else {}
-        return {**os.environ, **told, **({"CONTAINERS_CONF": str(PODMAN_CONF)} if self.podman else {})}
+        return {**os.environ, **told, **({"CONTAINERS_CONF": str(PODMAN_CONF)} if PODMAN_CONF.is_file() else {})}
 
     def _run(self, command: list[str], env: Mapping[str, str], check: bool, timeout: float) -> str:
         done = subprocess.run(
@@ -107,19 +107,25 @@ class Engine:
 
 
 def _find_engine() -> Engine | str:
-    """The engine, or why there is none."""
+    """The engine, or why there is none: the one that engine.sh set up, the one of DOCKER_HOST, or docker's."""
     if not (compose := find_compose()):
         return "no docker compose is installed"
     host = os.environ.get("DOCKER_HOST", "")
-    podman = PODMAN.is_socket() and host in ("", f"unix://{PODMAN}")
-    if podman:
-        engine = Engine(f"unix://{PODMAN}", ("podman",), compose, True, BASE)
+    base = os.environ.get("TRISTAGE_BASE_IMAGE")
+    if PODMAN.is_socket() and host in ("", f"unix://{PODMAN}"):
+        engine = Engine(f"unix://{PODMAN}", ("podman",), compose, True, base or BASE)
+    elif "podman" in host and shutil.which("podman"):
+        engine = Engine(host, ("podman", "--remote", "--url", host), compose, True, base)
     elif shutil.which("docker"):
-        engine = Engine(host, ("docker",), compose, False, os.environ.get("TRISTAGE_BASE_IMAGE"))
+        engine = Engine(host, ("docker",), compose, False, base)
     else:
         return "no container engine is installed (tests/containers/engine.sh sets one up on Debian)"
     if "linux" not in engine("version", check=False, timeout=60).lower():
         return f"no container engine answers {engine.command[0]} (tests/containers/engine.sh sets one up on Debian)"
+    wanted = engine.base or "docker.io/library/debian:bookworm-slim"
+    there = engine("image", "inspect", "--format={{.Id}}", wanted, check=False)
+    if not (there or engine("pull", "--quiet", wanted, check=False, timeout=300)).strip():
+        return f"the image {wanted} cannot be pulled; TRISTAGE_BASE_IMAGE may name another Debian 12"
     return engine
 
 

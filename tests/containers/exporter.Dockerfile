@@ -3,4 +3,4 @@ ARG SERVE_IMAGE=tristage
 FROM ${SERVE_IMAGE}
 USER root
 COPY docker/entrypoints/export.sh /usr/local/bin/tristage-export-reference
-ENTRYPOINT ["tristage-export-reference"]
+ENTRYPOINT ["tini", "--", "tristage-export-reference"]

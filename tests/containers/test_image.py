@@ -103,6 +103,17 @@ def test_a_repository_that_is_not_there_says_what_to_do(engine: Engine, image: s
     assert done.endswith("code 2\n")
 
 
+@pytest.mark.parametrize("command", ["serve", "gateway"])
+def test_a_stop_is_heard_at_once(engine: Engine, image: str, tiny_repository: Path, command: str) -> None:
+    mount = f"--volume={tiny_repository}:/models:ro"
+    container = engine("run", "--detach", "--stop-timeout=50", mount, image, command).strip().splitlines()[-1]
+    try:
+        engine("stop", container)  # Python has not begun to run the command
+        assert engine("inspect", "--format", "{{.State.ExitCode}}", container).strip() in ("0", "143"), "it was killed"
+    finally:
+        engine("rm", "--force", container, check=False)
+
+
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_a_stop_answers_the_request_in_flight(engine: Engine, image: str, tmp_path: Path, protocol: str) -> None:
     model = tmp_path / "slow" / "1"
