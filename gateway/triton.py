@@ -35,6 +35,7 @@ _LOOK = 1.0  # seconds between two looks at a server that is there
 _LOOK_AWAY = 0.25  # and at one that is not
 _PATIENCE = 2.0  # seconds a look may take
 _SLOW = 3  # looks in a row that come too late, before a server that keeps its connection counts as away
+_LAST = 20.0  # seconds that calls which nobody waits for any more get when the gateway ends
 _HUNG = 120.0  # seconds after which a call is given up for good
 _FRESH = 0.9  # seconds that statistics are good for, however many pages ask
 
@@ -166,7 +167,9 @@ class Triton:
             return self._statistics[1]
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the connection, after the calls that nobody waits for any more: to cancel one may end Triton 2.51."""
+        if self._late:
+            await asyncio.wait(self._late, timeout=_LAST)
         await self._transport.close()
 
     async def _look(self) -> None:

@@ -32,7 +32,8 @@ from tristage.serving import serve
 
 NAP = {**some_rows(1)[0], "class": "nap"}  # the stack sleeps 20 ms over such a row, so that it answers 50 a second
 RATE, SECONDS = 150.0, 8.0
-HANGS = 2 * DEADLINE  # seconds after which a request is said to hang; the machine may be busy
+Outcomes = Mapping[str, Sequence[float]]
+HANGS = 3 * DEADLINE  # seconds after which a request is said to hang; the machine may be busy
 
 
 @pytest.fixture(scope="module")
@@ -40,21 +41,19 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_repository(tmp_path_factory.mktemp("overload") / "repository")
 
 
-async def load(
-    door: Door, processes: Mapping[int, str]
-) -> tuple[Mapping[str, Sequence[float]], Sequence[float], Watch]:
+async def load(door: Door, processes: Mapping[int, str]) -> tuple[Outcomes, Sequence[float], Watch]:
     """What became of a load, what a caller alone then waits, and what memory did."""
     await one_after_the_other(door.ask, 1.0, 16)
     with Watch(processes) as watch:
         outcomes = await due_at(door.ask, RATE, SECONDS)
-    for _ in range(600):  # Triton may have requests left that nobody waits for
-        if await door.ask() == ANSWERED:
-            break
+    deadline = time.monotonic() + 120
+    while await door.ask() != ANSWERED:  # Triton may have requests left that nobody waits for
+        assert time.monotonic() < deadline, "nobody is answered any more"
         await asyncio.sleep(0.1)
     return outcomes, await one_after_the_other(door.ask, 1.0), watch
 
 
-def check(outcomes: Mapping[str, Sequence[float]], after: Sequence[float], watch: Watch) -> None:
+def check(outcomes: Outcomes, after: Sequence[float], watch: Watch) -> None:
     assert sum(map(len, outcomes.values())) == int(RATE * SECONDS)
     assert outcomes[ANSWERED]
     assert max(max(took) for took in outcomes.values()) < HANGS
@@ -83,7 +82,7 @@ def test_the_gateway_refuses_what_it_cannot_take(repository: Path) -> None:
             time.sleep(0.1)
 
 
-def test_triton_itself_answers_within_the_deadline_or_not_at_all(repository: Path) -> None:
+def test_triton_itself_answers_everybody_some_day(repository: Path) -> None:
     async def overload(address: str, processes: Mapping[int, str]) -> Any:
         request = grpc_request("shop", encode([NAP], SIGNATURE), ["click"])
         async with grpc_door(address, request) as door:
@@ -92,4 +91,5 @@ def test_triton_itself_answers_within_the_deadline_or_not_at_all(repository: Pat
     with serve(repository, http_port=0, grpc_port=0, metrics_port=0) as server:
         found = asyncio.run(overload(server.grpc_url.removeprefix("grpc://"), with_children(server.pid)))
         check(*found)
-        assert set(found[0]) <= {ANSWERED, REFUSED, LATE}
+        assert set(found[0]) <= {ANSWERED, LATE}
+        assert server.alive()
