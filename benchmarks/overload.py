@@ -3,7 +3,7 @@
 `python -m benchmarks.overload` from the repository's root (after `make demo`, which trains the stack) serves the small
 reference stack on one core, and sends it twice what it can answer: through the gateway over HTTP for five minutes, then
 to Triton itself over gRPC for one. Requests are due at times of their own (Poisson) and timed from then, whether or not
-those before them were answered. Writes results/overload.json and .md; `--seconds 10` is a look, and writes them nowhere.
+those before them were answered. Writes results/overload.json and .md; `--seconds 10` is a look that writes nothing.
 """
 
 from __future__ import annotations
