@@ -159,10 +159,9 @@ def follow(server: Server, repository: Path) -> None:
         stamp, pause = _stamp(repository), _LOOK
         if stamp is None or stamp == seen:
             continue
-        began = time.monotonic()
         try:
             if server.reload():
-                console.print(f"serving the new export of {server.stack}, after {time.monotonic() - began:.1f} s")
+                console.print(f"serving the new export of {server.stack}; the old one is unloaded")
             seen, told = stamp, ""
         except TristageError as error:
             if str(error) != told:
