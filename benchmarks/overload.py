@@ -402,8 +402,14 @@ def main() -> None:
         memory_table(found),
         f"One caller alone, {QUIET:g} s before the load, and {QUIET:g} s from its first answer after it:",
         recovery_table(found),
-        "Triton itself refuses nobody: what it cannot answer waits in its memory, until every caller is late. Through "
-        "the gateway the excess is refused, and the rest answered within the deadline.",
+        *(
+            f"{door}: {count:,} failed with {fault}"
+            for door, its in found.items()
+            for fault, count in its.faults.items()
+        ),
+        "Triton itself refuses nobody: what it cannot answer waits in its memory. The gateway refuses what is beyond its "
+        "places, one process for all: where that, and the sender, get too little of the cores for the rate, connections "
+        "wait before it, in its memory and the sender's, and refusals are as late as answers.",
     ]
     print("\n\n".join(text))
     if seconds >= 300:
