@@ -9,7 +9,7 @@ from tristage.export.size.graphs import graph_work
 from tristage.export.size.recurrences import recurrence_work
 from tristage.export.size.work import Sizes, Work, total
 from tristage.manifest import Manifest
-from tristage.serving.program_file import PROGRAM_FILE, ForestCall, ProgramFile
+from tristage.serving.program_file import PROGRAM_FILE, ColumnsCall, ForestCall, ProgramFile
 
 __all__ = ["sizes_of"]
 
@@ -57,8 +57,9 @@ def _version(folder: Path) -> tuple[dict[str, Work], Work, bool]:
     rest = Work()
     shapes: dict[str, tuple[int, ...]] = {}
     for part in ProgramFile.read(program).parts:
-        if isinstance(part, str):
-            work, made = graph_work(folder / part, shapes)
+        if isinstance(part, str | ColumnsCall):
+            # columns are counted in the graph that they were made of
+            work, made = graph_work(folder / (part if isinstance(part, str) else part.graph), shapes)
             rest += work
             shapes |= made
         elif isinstance(part, ForestCall):
