@@ -227,8 +227,8 @@ def _mean(node: _Node, assembler: Assembler) -> Held:
     total = node.held()
     for place in range(1, len(node.inputs)):
         total = _elementwise(assembler, f"add_{total.dtype}", total.dtype, total, node.held(place))
-    count = Constant(np.array(len(node.inputs), total.dtype))
-    return _elementwise(assembler, f"div_{total.dtype}", total.dtype, total, count)
+    share = Constant(np.array(1 / len(node.inputs), total.dtype))  # ONNX Runtime multiplies
+    return _elementwise(assembler, f"mul_{total.dtype}", total.dtype, total, share)
 
 
 @_lowers("Clip")

@@ -84,7 +84,7 @@ int columns_open(columns *program, const void *data, size_t size, uint32_t opera
   if (memcmp(h->magic, "tristcol", sizeof h->magic)) *why = "it is no packed program of columns";
   else if (h->version != 1 || h->operations != operations) *why = "it was written for other operations";
   else if (h->size != size) *why = "it is cut short";
-  else if (!h->block || h->block > 1 << 16 || h->scratch > MOST || h->constants > MOST || h->inputs > 1 << 20 ||
+  else if (!h->block || h->block > 1 << 16 || h->scratch > 1 << 30 || h->constants > MOST || h->inputs > 1 << 20 ||
            h->outputs > 1 << 20 || h->tables > 1 << 20)
     *why = "its sizes are out of range";
   if (*why) return -1;
