@@ -56,14 +56,15 @@ def apart(
             for name in sorted(bound & chosen)
             if name in leaves or {group_of[reader.output[0]] for reader in readers[name]} != {group_of[name]}
         ]
-        few = [group for is_columns, group in groups if is_columns and len(group) < _FEWEST]
-        for name in loose:
-            chosen -= {name, *(reader.output[0] for reader in readers[name])}
-        if not loose:
-            if not few:
-                return groups
-            # one group at a time: what follows it may then be one with what came before
-            chosen.difference_update(node.output[0] for node in few[-1])
+        if loose:
+            chosen -= set(loose).union(*({reader.output[0] for reader in readers[name]} for name in loose))
+            continue
+        small = [{node.output[0] for node in group} for own, group in groups if own and len(group) < _FEWEST]
+        # one at a time: what follows it may then be one with what came before
+        worthless = next((few for few in reversed(small) if len(_groups(nodes, chosen - few)) < len(groups)), None)
+        if worthless is None:
+            return groups
+        chosen -= worthless
 
 
 def _groups(nodes: Sequence[onnx.NodeProto], chosen: set[str]) -> list[tuple[bool, Nodes]]:

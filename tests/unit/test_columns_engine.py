@@ -380,6 +380,16 @@ def test_a_model_is_cut_where_nodes_are_many(tmp_path: Path) -> None:
     assert program.run({"a": given[:0]})["product"].shape == (0, 4)
 
 
+def test_a_few_nodes_are_a_call_where_they_stand_alone(tmp_path: Path) -> None:
+    """Without them there would be a call of ONNX Runtime."""
+    graph = GraphBuilder(tmp_path)
+    a = graph.input("a", "float32", 4)
+    model = graph.model([("minus", graph.add("Neg", a), "float32", 4)])
+    (tmp_path / "own").mkdir()
+    save_model(model, tmp_path / "own", tmp_path)
+    assert [type(part) for part in ProgramFile.read(tmp_path / "own" / "program.json").parts] == [ColumnsCall]
+
+
 def test_without_the_engine_its_graph_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = long_graph(tmp_path)
     (tmp_path / "own").mkdir()
