@@ -59,7 +59,8 @@ class Columns:
             array = tensors[tensor.name] if tensor.name in tensors else derive(tensor.name, tensors)
             if array.dtype != tensor.dtype:
                 raise GraphError(f"input {tensor.name} must be {tensor.dtype}, not {array.dtype}")
-            given.append(np.require(array, requirements=("C", "A")))
+            flags = array.flags
+            given.append(array if flags.c_contiguous and flags.aligned else array.copy())
         rows = len(given[0])
         made = {
             tensor.name: np.empty((rows, *shape), tensor.dtype)
