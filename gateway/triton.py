@@ -13,7 +13,7 @@ from typing import Any
 
 from tristage.client._async_transport import connect_async
 from tristage.client._client import candidates, find_signature, join, split
-from tristage.client._wire import Tensors
+from tristage.client._wire import Tensors, parse_url
 from tristage.columns import Signature
 from tristage.distribution import Distribution
 from tristage.errors import (
@@ -24,6 +24,7 @@ from tristage.errors import (
     ServerUnavailable,
     TristageError,
 )
+from tristage.gateway.calls import Calls
 from tristage.gateway.drift import read_reference
 from tristage.gateway.example import example_row
 from tristage.gateway.graph import Step, read_steps
@@ -65,6 +66,8 @@ class Triton:
 
     def __init__(self, url: str, stack: str | None, repository: Path | None) -> None:
         self._transport = connect_async(url)
+        address = parse_url(url)
+        self._calls = Calls(address, _HUNG) if address.protocol == "grpc" else None
         self._stack = stack
         self._repository = repository
         self._seen = ""  # the configuration that `served` was made of
@@ -136,7 +139,10 @@ class Triton:
         """
         seconds = max(deadline - time.monotonic(), 0.0)
         passed_on = {**headers, "x-request-timeout-ms": str(int(seconds * 1000))}
-        call = asyncio.ensure_future(self._transport.infer(model, tensors, outputs, _HUNG, headers=passed_on))
+        if self._calls is not None:
+            call = asyncio.ensure_future(self._calls.infer(model, tensors, outputs, passed_on))
+        else:
+            call = asyncio.ensure_future(self._transport.infer(model, tensors, outputs, _HUNG, headers=passed_on))
         await asyncio.wait({call}, timeout=seconds)
         if not call.done():
             self._late.add(call)
@@ -166,7 +172,9 @@ class Triton:
             return self._statistics[1]
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the connections."""
+        if self._calls is not None:
+            self._calls.close()
         await self._transport.close()
 
     async def _look(self) -> None:
