@@ -23,20 +23,29 @@ _Answer = tuple[int, str, bytes]
 class Calls:
     """Connections to one server, for one event loop; as many as there are calls at once.
 
+    A call that is not answered by its deadline is left to end by itself: an ensemble's request that is cancelled midway
+    is never forgotten by Triton 2.51, which then waits for it when it ends.
+
     Args:
         address: the server's.
-        timeout: seconds after which a call is given up.
+        patience: seconds after which a call that nobody waits for any more is given up for good.
+
+    Attributes:
+        late: calls that nobody waits for any more.
     """
 
-    def __init__(self, address: Address, timeout: float) -> None:
+    def __init__(self, address: Address, patience: float) -> None:
         self._address = address
-        self._timeout = timeout
-        self._opening = opening_headers(INFER, address.target, timeout)
+        self.patience = patience
+        self.late = 0
+        self._opening = opening_headers(INFER, address.target, patience)
         self._idle: list[_Line] = []
         self._busy: set[_Line] = set()
         self._closed = False
 
-    async def infer(self, model: str, inputs: Tensors, outputs: Sequence[str], headers: Mapping[str, str]) -> Tensors:
+    async def infer(
+        self, model: str, inputs: Tensors, outputs: Sequence[str], seconds: float, headers: Mapping[str, str]
+    ) -> Tensors:
         """As `AsyncTransport.infer`."""
         from google.protobuf.message import DecodeError
         from tritonclient.grpc import service_pb2
@@ -45,34 +54,36 @@ class Calls:
         message = _wire.grpc_request(model, inputs, outputs).SerializeToString()
         block = self._opening + header_block(headers.items())
         try:
-            status, words, body = await self._call(block, message)
+            status, words, body = await self._call(block, message, seconds)
             if not status:
                 answer = service_pb2.ModelInferResponse.FromString(body)
         except asyncio.TimeoutError as error:  # before Python 3.11 no TimeoutError
-            raise _wire.too_late(url, self._timeout) from error
+            raise _wire.too_late(url, seconds) from error
         except OSError as error:
             raise _wire.closed(url) if self._closed else _wire.unavailable(url, error) from error
         except (ValueError, LookupError, DecodeError) as error:
             raise _wire.malformed(url, what, error) from error
         if status:
-            raise _wire.grpc_refusal(url, what, status, words, self._timeout)
+            raise _wire.grpc_refusal(url, what, status, words, self.patience)
         return _wire.grpc_answer(url, model, answer, outputs)
 
-    async def _call(self, block: bytes, message: bytes) -> _Answer:
+    async def _call(self, block: bytes, message: bytes, seconds: float) -> _Answer:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
         while self._idle:
             line = self._idle.pop()
             if not line.usable:
+                line.close()
                 continue
             try:
-                return await line.call(block, message, self._timeout)
+                return await line.call(block, message, deadline)
             except ConnectionLost:  # a kept connection whose server was restarted; asking twice does no harm
                 break
         if self._closed:
             raise ConnectionLost("the connection was closed")
-        loop = asyncio.get_running_loop()
         connecting = loop.create_connection(lambda: _Line(self), self._address.host, self._address.port)
-        _, line = await asyncio.wait_for(connecting, min(_CONNECTING, self._timeout))
-        return await line.call(block, message, self._timeout)
+        _, line = await asyncio.wait_for(connecting, min(_CONNECTING, deadline - loop.time()))
+        return await line.call(block, message, deadline)
 
     def taken(self, line: _Line) -> None:
         """A connection has a call on its way."""
@@ -103,6 +114,7 @@ class _Line(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._answer: asyncio.Future[_Answer] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._late = False
         self._lost = False
 
     @property
@@ -110,22 +122,20 @@ class _Line(asyncio.Protocol):
         """Whether another call may be made."""
         return not self._lost and not self._unary.over
 
-    def call(self, block: bytes, message: bytes, timeout: float) -> asyncio.Future[_Answer]:
-        """Make a call; the future holds what `Unary.answer` gives."""
+    def call(self, block: bytes, message: bytes, deadline: float) -> asyncio.Future[_Answer]:
+        """Make a call; the future holds what `Unary.answer` gives, or a TimeoutError from the deadline on."""
         loop = asyncio.get_running_loop()
         answer = self._answer = loop.create_future()
         if self._transport is None or self._lost:
             self._fail(ConnectionLost("the server closed the connection"))
             return answer
-        self._timer = loop.call_later(timeout, self._fail, asyncio.TimeoutError())
+        self._timer = loop.call_at(deadline, self._leave)
         self._calls.taken(self)
         self._transport.write(self._unary.begin(block, message))
         return answer
 
     def close(self) -> None:
         """Close it; its call fails."""
-        if self._transport is not None:
-            self._transport.abort()
         self._fail(ConnectionLost("the connection was closed"))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -145,23 +155,29 @@ class _Line(asyncio.Protocol):
             self._fail(error)
             return
         waiting = self._end()
-        self._calls.free(self)
         if not waiting.done():
             waiting.set_result(found)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._fail(ConnectionLost(str(error) if error else "the server closed the connection"))
 
+    def _leave(self) -> None:
+        """The deadline is there: whoever waits is told so, and the call goes on."""
+        assert self._answer is not None
+        self._late = True
+        self._calls.late += 1
+        self._timer = asyncio.get_running_loop().call_later(self._calls.patience, self._fail, asyncio.TimeoutError())
+        if not self._answer.done():
+            self._answer.set_exception(asyncio.TimeoutError())
+
     def _fail(self, error: Exception) -> None:
         self._lost = True
         if self._transport is not None:
             self._transport.abort()
-        if self._answer is None:
-            return
-        waiting = self._end()
-        self._calls.free(self)
-        if not waiting.done():
-            waiting.set_exception(error)
+        if self._answer is not None:
+            waiting = self._end()
+            if not waiting.done():
+                waiting.set_exception(error)
 
     def _end(self) -> asyncio.Future[_Answer]:
         waiting, self._answer = self._answer, None
@@ -169,4 +185,8 @@ class _Line(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._late:
+            self._late = False
+            self._calls.late -= 1
+        self._calls.free(self)
         return waiting

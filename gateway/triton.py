@@ -82,7 +82,7 @@ class Triton:
     @property
     def late(self) -> int:
         """Calls that nobody waits for any more, and Triton still works on."""
-        return len(self._late)
+        return len(self._late) + (0 if self._calls is None else self._calls.late)
 
     @property
     def url(self) -> str:
@@ -139,21 +139,27 @@ class Triton:
         """
         seconds = max(deadline - time.monotonic(), 0.0)
         passed_on = {**headers, "x-request-timeout-ms": str(int(seconds * 1000))}
-        if self._calls is not None:
-            call = asyncio.ensure_future(self._calls.infer(model, tensors, outputs, passed_on))
-        else:
-            call = asyncio.ensure_future(self._transport.infer(model, tensors, outputs, _HUNG, headers=passed_on))
+        try:
+            if self._calls is not None:
+                return await self._calls.infer(model, tensors, outputs, seconds, passed_on)
+            return await self._ask_http(model, tensors, outputs, seconds, passed_on)
+        except AnswerTooLate:
+            raise
+        except ServerUnavailable as error:
+            self.away = str(error)  # the next requests need not find out for themselves
+            self._wake.set()
+            raise
+
+    async def _ask_http(
+        self, model: str, tensors: Tensors, outputs: list[str], seconds: float, headers: Mapping[str, str]
+    ) -> Tensors:
+        call = asyncio.ensure_future(self._transport.infer(model, tensors, outputs, _HUNG, headers=headers))
         await asyncio.wait({call}, timeout=seconds)
         if not call.done():
             self._late.add(call)
             call.add_done_callback(self._forget)
             raise AnswerTooLate(f"{self.url} did not answer in time", url=self.url)
-        try:
-            return call.result()
-        except ServerUnavailable as error:
-            self.away = str(error)  # the next requests need not find out for themselves
-            self._wake.set()
-            raise
+        return call.result()
 
     def _forget(self, call: asyncio.Future[Tensors]) -> None:
         self._late.discard(call)

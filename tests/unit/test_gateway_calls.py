@@ -59,13 +59,13 @@ def x(size: int = 1) -> dict[str, Any]:
     return {"x": np.arange(size, dtype=np.float32).reshape(-1, 1)}
 
 
-def calls_to(port: int, timeout: float = 20.0) -> Calls:
-    return Calls(Address("grpc", "127.0.0.1", port), timeout)
+def calls_to(port: int, patience: float = 20.0) -> Calls:
+    return Calls(Address("grpc", "127.0.0.1", port), patience)
 
 
-async def same(calls: Calls, model: str = "m", size: int = 1, **headers: str) -> None:
+async def same(calls: Calls, model: str = "m", size: int = 1, seconds: float = 20.0, **headers: str) -> None:
     inputs = x(size)
-    answers = await calls.infer(model, inputs, ["y"], headers)
+    answers = await calls.infer(model, inputs, ["y"], seconds, headers)
     np.testing.assert_array_equal(answers["y"], inputs["x"])
 
 
@@ -106,10 +106,10 @@ def test_a_refusal_has_the_server_s_words_and_the_connection_goes_on() -> None:
             calls = calls_to(port)
             for _ in range(2):
                 with pytest.raises(InferenceFailed, match=r"INVALID_ARGUMENT.*näh, 100% wrong"):
-                    await calls.infer("wrong", x(), ["y"], {})
+                    await calls.infer("wrong", x(), ["y"], 20.0, {})
                 await same(calls)
             with pytest.raises(InferenceFailed, match="cannot be read"):
-                await calls.infer("m", x(), ["z"], {})
+                await calls.infer("m", x(), ["z"], 20.0, {})
             assert len(echo.peers) == 1
             calls.close()
 
@@ -144,12 +144,33 @@ def test_a_server_that_goes_answers_what_it_has() -> None:
     asyncio.run(main())
 
 
+def test_a_late_call_is_left_to_end_and_its_connection_goes_on() -> None:
+    async def main() -> None:
+        echo = Echo()
+        async with serving(echo) as port:
+            calls = calls_to(port)
+            with pytest.raises(AnswerTooLate, match="within 0.1 s"):
+                await same(calls, "slow", seconds=0.1)
+            assert (calls.late, echo.inside) == (1, 1)
+            await same(calls)
+            await asyncio.sleep(0.5)
+            assert (calls.late, echo.inside, len(echo.seen)) == (0, 0, 2)
+            await asyncio.gather(same(calls, "slow"), same(calls, "slow"))
+            assert len(echo.peers) == 2
+            calls.close()
+
+    asyncio.run(main())
+
+
 def test_a_server_that_says_nothing_is_given_up() -> None:
     async def main() -> None:
         with socket.create_server(("127.0.0.1", 0)) as silent:
-            calls = calls_to(silent.getsockname()[1], timeout=0.2)
+            calls = calls_to(silent.getsockname()[1], patience=0.3)
             with pytest.raises(AnswerTooLate, match="within 0.2 s"):
-                await same(calls)
+                await same(calls, seconds=0.2)
+            assert calls.late == 1
+            await asyncio.sleep(0.5)
+            assert calls.late == 0
             calls.close()
 
     asyncio.run(main())
