@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from tristage.errors import InputError
-from tristage.gateway.traces import Untraced
+from tristage.gateway.traces import Tracing, Untraced
 from tristage.traces import collector, collector_of_environment
 
 TRACES, BASE = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -77,3 +79,9 @@ PARENT = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 def test_without_spans_of_its_own_the_caller_s_trace_goes_on(given: dict[bytes, bytes], told: dict[str, str]) -> None:
     with Untraced(given).asking("grpc://x:8001", "m") as headers:
         assert headers == told
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    with pytest.raises(InputError, match=r"tristage\[telemetry\]"):
+        Tracing("http://127.0.0.1:4318/v1/traces")
