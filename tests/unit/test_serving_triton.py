@@ -113,6 +113,7 @@ def test_the_command_line_binds_where_told_and_never_shares_a_port(fake: Triton)
         server_id="tristage-x",
         admin_key="k",
         percentiles=False,
+        traces=None,
     )
     assert argv[0] == str(fake.binary)
     assert {
