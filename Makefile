@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find tristage export serving client loadtest gateway -name '*.py' -o -name '*.[ch]' -o -name '*.pyi' -o -path 'gateway/page/*' -o -name CMakeLists.txt) pyproject.toml README.md LICENSE
 # where pip is told of a folder of wheels (a CPU build of torch, say), uv is told too
 LINKS := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS))
-INSTALL := $(BIN)/uv pip install --quiet --prerelease disallow --constraint constraints.txt $(LINKS)
+INSTALL := $(BIN)/uv pip install --quiet --prerelease if-necessary --constraint constraints.txt $(LINKS)
 UV := VIRTUAL_ENV=$(CURDIR)/$(VENV) $(INSTALL)
 MERLIN := .venv-merlin
 MERLIN_UV := VIRTUAL_ENV=$(CURDIR)/$(MERLIN) $(INSTALL)

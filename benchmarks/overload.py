@@ -407,9 +407,9 @@ def main() -> None:
             for door, its in found.items()
             for fault, count in its.faults.items()
         ),
-        "Triton itself refuses nobody: what it cannot answer waits in its memory. The gateway refuses what is beyond its "
-        "places, one process for all: where that, and the sender, get too little of the cores for the rate, connections "
-        "wait before it, in its memory and the sender's, and refusals are as late as answers.",
+        "Triton itself refuses nobody: what it cannot answer waits in its memory. The gateway refuses what is beyond "
+        "its places, one process for all: where that, and the sender, get too little of the cores for the rate, "
+        "connections wait before it, in its memory and the sender's, and refusals are as late as answers.",
     ]
     print("\n\n".join(text))
     if seconds >= 300:

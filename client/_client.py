@@ -280,6 +280,9 @@ def _listed(names: Iterable[str]) -> str:
 def split(tensors: Tensors, most: int) -> Iterator[Tensors]:
     """Tensors of at most `most` rows each, in order; views."""
     count = len(next(iter(tensors.values())))
+    if 0 < count <= most:
+        yield tensors
+        return
     for start in range(0, count, most):
         yield {name: array[start : start + most] for name, array in tensors.items()}
 

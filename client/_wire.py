@@ -33,6 +33,8 @@ _DEFAULT_PORTS: Mapping[str, int] = {"http": 8000, "grpc": 8001}
 _TRITON_NAMES = {np.dtype(numpy_name): triton for numpy_name, triton in DTYPES.values()}
 _NUMPY_DTYPES = {triton: dtype for dtype, triton in _TRITON_NAMES.items()}
 
+_FEW = 16  # strings that are written faster one by one than by NumPy
+
 # An answer is as large as it is; Triton's own limit is the largest that gRPC knows. A proxy from the environment
 # would break loopback, and HTTP here uses none either. Left alone, gRPC would take up to two minutes to
 # see that a server is back.
@@ -169,7 +171,18 @@ def grpc_error(url: str, what: str, error: grpc.RpcError, timeout: float) -> Ser
     # every RpcError of a call is a grpc.Call as well, which its type does not say
     code = getattr(error, "code", lambda: None)()
     details = getattr(error, "details", lambda: None)() or str(error)
-    name = getattr(code, "name", "UNKNOWN")
+    return _grpc_fault(url, what, getattr(code, "name", "UNKNOWN"), details, timeout)
+
+
+def grpc_refusal(url: str, what: str, status: int, words: str, timeout: float) -> ServerUnavailable | InferenceFailed:
+    """A gRPC status that is not 0 as one of our errors."""
+    import grpc
+
+    names = {code.value[0]: code.name for code in grpc.StatusCode}
+    return _grpc_fault(url, what, names.get(status, "UNKNOWN"), words, timeout)
+
+
+def _grpc_fault(url: str, what: str, name: str, details: str, timeout: float) -> ServerUnavailable | InferenceFailed:
     if name == "UNAVAILABLE":
         return unavailable(url, details)
     if name == "DEADLINE_EXCEEDED":
@@ -208,8 +221,8 @@ def to_bytes(name: str, array: NDArray[Any]) -> bytes:
         parts = [text.encode() for text in array.ravel().tolist()]
     except (AttributeError, UnicodeEncodeError) as error:
         raise InputError(f'column "{name}" holds what is not a string of UTF-8 ({error})', column=name) from error
-    if not parts:
-        return b""
+    if len(parts) <= _FEW:
+        return b"".join([len(part).to_bytes(4, "little") + part for part in parts])
     lengths = np.fromiter(map(len, parts), dtype="<u4", count=len(parts))
     ends = np.cumsum(lengths.astype(np.int64) + 4)
     heads = (ends - lengths - 4)[:, None] + np.arange(4)

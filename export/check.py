@@ -94,7 +94,7 @@ def open_model(model: PlacedModel, tables: Path | None = None) -> Runnable:
         )
         return OpenNet.open(model.graph, given, made, tables / model.graph.file, ", ".join(model.steps))
     with tempfile.TemporaryDirectory(dir=tables, prefix="model-") as folder:
-        save_model(model.graph, Path(folder), tables)
+        save_model(model.graph, Path(folder), tables, columns=not model.alone)
         try:
             return open_folder(Path(folder))
         except GraphError as error:

@@ -18,7 +18,7 @@ from tristage.export.net.native import NativeNet, native_of
 from tristage.export.onnx_graph import ENGINE_DOMAIN, GraphBuilder, dtype_of, onnx_type
 from tristage.export.place import Checkpoint, PlacedModel, Placement, Tensor
 from tristage.export.release import for_release
-from tristage.export.split import Program, split
+from tristage.export.split import Columns, Program, split
 
 __all__ = ["cut"]
 
@@ -47,6 +47,7 @@ def _parts(model: PlacedModel, program: Program, stack: str) -> Iterator[PlacedM
             batch.update(part.output)
             yield _engine(part, names, stack)
             continue
+        assert isinstance(part, onnx.ModelProto)
         stage, batch = stage + bool(batch), set()
         steps = tuple(step for step in model.steps if step in others and model.stages[step] == stage)
         label = str(stage) if len(model.steps) > 1 else "answers" if stage else "rows"
@@ -69,6 +70,7 @@ def _names(model: PlacedModel, program: Program) -> Names:
     for emitted, tensor in program.outputs.items():
         names.setdefault(tensor, []).append(emitted)
     for part in program.parts:
+        assert not isinstance(part, Columns)  # native graphs are not split for that engine
         made = part.output if isinstance(part, onnx.NodeProto) else [value.name for value in part.graph.output]
         for name in made:
             names.setdefault(name, [f"{model.name}{name}"])
@@ -169,7 +171,7 @@ def _readable(model: PlacedModel) -> PlacedModel:
         raise ArtifactError(f"step {', '.join(model.steps) or model.name}: {error}") from error
     for number, node in enumerate(graph.graph.node):
         node.name = node.name or f"node{number}"
-    return replace(model, graph=graph)
+    return replace(model, graph=graph, alone=True)
 
 
 def _value(tensor: Tensor) -> onnx.ValueInfoProto:

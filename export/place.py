@@ -70,6 +70,7 @@ class PlacedModel:
             is made of several models.
         stages: step -> how many engines it has to wait for, one after the other; of fused steps.
         on_gpu: those of its steps that are worth a GPU: forests and nets.
+        alone: whether a backend of Triton's own answers it, so that no engine of tristage's does.
     """
 
     name: str
@@ -80,6 +81,7 @@ class PlacedModel:
     columns: Mapping[str, tuple[tuple[str, str], ...]]
     stages: Mapping[str, int] = field(default_factory=dict)
     on_gpu: frozenset[str] = frozenset()
+    alone: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,15 @@ from pathlib import Path
 import onnx
 
 from tristage.errors import ExportError
+from tristage.export.columns import pack
 from tristage.export.config import CHECKPOINT_FILE, ensemble_config, model_config
 from tristage.export.net.backends import BACKENDS
 from tristage.export.net.native import NativeNet
 from tristage.export.place import Checkpoint, Placement
-from tristage.export.split import call_of, split
+from tristage.export.split import Columns, call_of, split
 from tristage.manifest import KEPT, MANIFEST
 from tristage.serving.forest.recipe import Recipe
-from tristage.serving.program_file import PROGRAM_FILE, ForestCall, ProgramFile, RecurrenceCall
+from tristage.serving.program_file import PROGRAM_FILE, ForestCall, Part, ProgramFile
 from tristage.serving.workflow_file import WORKFLOW_FILE, WorkflowFile
 from tristage.targets import Target
 
@@ -122,7 +123,7 @@ def write_models(repository: Path, placement: Placement, target: Target, instanc
             continue
         if not target.native or isinstance(model.graph, WorkflowFile):
             (version / "model.py").write_text(_RUNNER)
-        save_model(model.graph, version, placement.tables)
+        save_model(model.graph, version, placement.tables, columns=not model.alone)
     ensemble = repository / placement.signature.stack
     (ensemble / "1").mkdir(parents=True)
     # Triton wants the version's folder; a file keeps it alive in archives that drop empty folders
@@ -145,23 +146,30 @@ def _link_net(native: NativeNet, version: Path, tables: Path) -> None:
             _link(f"{native.file}/{inside}", version, tables, f"{called}/{inside}")
 
 
-def save_model(graph: onnx.ModelProto | WorkflowFile, folder: Path, tables: Path | None) -> None:
+def save_model(
+    graph: onnx.ModelProto | WorkflowFile, folder: Path, tables: Path | None, *, columns: bool = True
+) -> None:
     """Save what a model computes, so that the runner finds it; large tensors in files that are memory-mapped.
 
     Args:
-        graph: a graph; saved as `graph.onnx`, or where it has forests as a program. Or a workflow's file.
+        graph: a graph; saved as `graph.onnx`, or where engines answer parts of it, as a program. Or a workflow's file.
         folder: where it goes.
         tables: the folder of the tables and forests that it refers to; they are linked, or copied to another disk.
+        columns: whether parts may be left to the columns engine.
     """
     if isinstance(graph, WorkflowFile):
         (folder / WORKFLOW_FILE).write_text(graph.to_json(), encoding="utf-8")
         return
-    program = split(graph)
-    if program is None:
+    program = split(graph, columns=columns)
+    if program is None or (len(program.parts) == 1 and isinstance(program.parts[0], onnx.ModelProto)):
         _save_graph(graph, folder / "graph.onnx", tables)
         return
-    parts: list[str | ForestCall | RecurrenceCall] = []
+    parts: list[Part] = []
     for number, part in enumerate(program.parts):
+        if isinstance(part, Columns):
+            _save_graph(part.graph, folder / f"graph{number}.onnx", tables)
+            parts.append(pack(part.graph, folder / f"columns{number}.bin", f"graph{number}.onnx"))
+            continue
         if isinstance(part, onnx.ModelProto):
             _save_graph(part, folder / f"graph{number}.onnx", tables)
             parts.append(f"graph{number}.onnx")

@@ -1,26 +1,35 @@
-"""A graph with forests, recurrences or nets of their own in it -> ONNX graphs, and between them what engines answer.
+"""A graph -> ONNX graphs, and between them what engines answer: forests, recurrences, nets of their own, and columns.
 
 In a graph a forest is a node `tristage.Forest` of columns [rows, features] and, where groups have forests of their own,
 their numbers [rows, 1]. A GRU or LSTM layer is a node `tristage.Recurrence` of ids [rows, steps] or projected
 inputs [rows, steps, gates * width], and a mask [rows, steps, 1] where it has one. A net that a framework's own Triton
 backend answers is a node `tristage.Net`. ONNX Runtime knows no such nodes, so the graph is cut there: what needs no
-answer of theirs comes first, then those nodes, then what needs them, and so on.
+answer of theirs comes first, then those nodes, then what needs them, and so on. What the columns engine computes is no
+node but many: see `tristage.export.columns`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
 from onnx import helper
 
 from tristage.errors import ArtifactError
+from tristage.export.columns import apart
 from tristage.export.net.native import native_of
 from tristage.export.onnx_graph import ENGINE_DOMAIN, node_reads, onnx_type
 from tristage.serving.program_file import Choice, ForestCall, RecurrenceCall
 
-__all__ = ["Program", "call_of", "split"]
+__all__ = ["Columns", "Program", "call_of", "split"]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A part that the columns engine computes."""
+
+    graph: onnx.ModelProto
 
 
 @dataclass(frozen=True)
@@ -32,26 +41,32 @@ class Program:
         outputs: name of an answer -> the tensor it is.
     """
 
-    parts: tuple[onnx.ModelProto | onnx.NodeProto, ...]
+    parts: tuple[onnx.ModelProto | Columns | onnx.NodeProto, ...]
     outputs: Mapping[str, str]
 
 
 def split(
-    model: onnx.ModelProto, travels: Callable[[onnx.ValueInfoProto], bool] = lambda value: True
+    model: onnx.ModelProto,
+    travels: Callable[[onnx.ValueInfoProto], bool] = lambda value: True,
+    *,
+    columns: bool = False,
 ) -> Program | None:
     """Cut a graph at what engines answer in it; None where nothing is.
 
     Args:
         model: the graph.
         travels: whether a tensor may leave the part that makes it; what may not is made again where it is read.
+        columns: whether there is the columns engine too.
 
     Raises:
         ArtifactError: the type of a tensor that leaves a part cannot be told.
     """
     nodes = list(model.graph.node)
-    if not any(node.domain == ENGINE_DOMAIN for node in nodes):
+    if not columns and not any(node.domain == ENGINE_DOMAIN for node in nodes):
         return None
     named = {out: node.input[0] for node in nodes if node.op_type == "Identity" for out in node.output}
+    if not {value.name for value in model.graph.output} <= set(named):
+        return None
     outputs = {value.name: named[value.name] for value in model.graph.output}  # each is a copy of a tensor
     nodes = [node for node in nodes if not set(node.output) & set(outputs)]
     level: dict[str, int] = {}
@@ -59,20 +74,38 @@ def split(
         its = max((level.get(name, 0) for name in node_reads(node)), default=0)
         level.update(dict.fromkeys(node.output, its + (node.domain == ENGINE_DOMAIN)))
     values = _values(model)
-    graphs = [
-        _with_what_stays(nodes, level, number, lambda name: name in values and travels(values[name]))
-        for number in range(max(level.values()) + 1)
-    ]
-    parts: list[onnx.ModelProto | onnx.NodeProto] = []
     asked = [node for node in nodes if node.domain == ENGINE_DOMAIN]
-    for number, graph in enumerate(graphs):
-        later = {name for node in asked for name in node_reads(node)} | set(outputs.values())
-        later.update(*map(_asks, graphs[number + 1 :]))
-        given = later.intersection(name for node in graph for name in node.output if level[name] == number)
+    groups: list[tuple[bool, list[onnx.NodeProto]]] = []
+    for number in range(max(level.values(), default=0) + 1):
+        graph = _with_what_stays(nodes, level, number, lambda name: name in values and travels(values[name]))
+        constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        inside = {node.output[0] for node in graph}
+        leaves = set(outputs.values()).union(*(node_reads(node) for node in nodes if node.output[0] not in inside))
+        groups += apart(graph, values, constants, leaves) if columns else [(False, graph)]
+        groups += [(False, [node]) for node in asked if level[node.output[0]] == number + 1]
+    return Program(tuple(_parts(model, groups, set(outputs.values()), values)), outputs)
+
+
+def _parts(
+    model: onnx.ModelProto,
+    groups: Sequence[tuple[bool, list[onnx.NodeProto]]],
+    outputs: set[str],
+    values: Mapping[str, onnx.ValueInfoProto],
+) -> Iterator[onnx.ModelProto | Columns | onnx.NodeProto]:
+    """Groups of nodes as parts, without those that nothing reads."""
+    first: dict[str, int] = {}  # what is made twice is given by the first that makes it
+    for number, (_, nodes) in enumerate(groups):
+        for name in (name for node in nodes for name in node.output):
+            first.setdefault(name, number)
+    for number, (is_columns, nodes) in enumerate(groups):
+        if nodes and nodes[0].domain == ENGINE_DOMAIN:
+            yield nodes[0]
+            continue
+        later = outputs.union(*(_asks(its) for _, its in groups[number + 1 :]))
+        given = {name for node in nodes for name in node.output if name in later and first[name] == number}
         if given:
-            parts.append(_part(model, graph, given, values))
-        parts += [node for node in asked if level[node.output[0]] == number + 1]
-    return Program(tuple(parts), outputs)
+            part = _part(model, nodes, given, values)
+            yield Columns(part) if is_columns else part
 
 
 def call_of(node: onnx.NodeProto) -> ForestCall | RecurrenceCall:

@@ -71,12 +71,20 @@ def gateway(
             envvar="TRISTAGE_CORS_ORIGINS",
         ),
     ] = None,
+    traces: Annotated[
+        str | None,
+        typer.Option(
+            help="OpenTelemetry collector that spans go to, such as http://127.0.0.1:4318; none if unset.",
+            envvar="TRISTAGE_TRACES_URL",
+        ),
+    ] = None,
 ) -> None:
     """Answer over HTTP and JSON in front of Triton, with a page that shows the stack at work, until Ctrl-C."""
     import uvicorn
 
     from tristage.gateway.app import create_app
     from tristage.gateway.settings import Settings
+    from tristage.traces import collector, collector_of_environment
 
     if rate is not None and not rate > 0:
         raise InputError(f"--rate {rate:g} lets nobody in; leave it out for any number of requests")
@@ -91,12 +99,14 @@ def gateway(
         keys=_keys(api_keys_file),
         rate=rate,
         origins=tuple(cors_origin or ()),
+        traces=collector(traces) if traces else collector_of_environment(),
     )
     app = create_app(settings)
     listening = _listen(host, port)
     shown = f"[{host}]" if ":" in host else host
+    sent = f"traces   {settings.traces}\n" if settings.traces else ""
     console.print(
-        f"gateway  http://{shown}:{listening.getsockname()[1]}  (docs: /docs)\ntriton   {url}\nCtrl-C ends it",
+        f"gateway  http://{shown}:{listening.getsockname()[1]}  (docs: /docs)\ntriton   {url}\n{sent}Ctrl-C ends it",
         markup=False,
         soft_wrap=True,
     )
@@ -105,6 +115,7 @@ def gateway(
         log_level="warning",
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nothing asks for the caller's address
         ws="none",
         timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=30,
@@ -132,7 +143,10 @@ def _keys(path: Path | None) -> dict[str, bytes]:
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        listening = socket.create_server((host, port), family=family, backlog=2048)
+        # what is accepted inherits it; asyncio sets it on no socket that it did not make, and an answer is two writes
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listening
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise PortInUse(

@@ -58,13 +58,19 @@ class Metrics:
         self.in_flight = Gauge("tristage_gateway_in_flight", "Requests being answered.", **make)
         self.up = Gauge("tristage_gateway_triton_up", "1 while Triton answers, else 0.", **make)
         self.registry.register(_Collected(drift))
+        self._known: dict[tuple[str, int], tuple[Counter, Histogram | None]] = {}
         self._seconds.labels(PREDICT)  # so that the page has buckets before the first request
 
     def count(self, route: str, status: int, seconds: float) -> None:
         """Count one request that was answered."""
-        self._requests.labels(route, str(status)).inc()
-        if status == 200:
-            self._seconds.labels(route).observe(seconds)
+        known = self._known.get((route, status))
+        if known is None:
+            answered = self._seconds.labels(route) if status == 200 else None
+            known = self._known[route, status] = self._requests.labels(route, str(status)), answered
+        requests, answered = known
+        requests.inc()
+        if answered is not None:
+            answered.observe(seconds)
 
     def refuse(self, code: str) -> None:
         """Count one refusal."""

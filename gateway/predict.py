@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,9 +22,15 @@ from tristage.gateway.envelope import request_id
 from tristage.gateway.metrics import Metrics
 from tristage.gateway.settings import Settings
 from tristage.gateway.steps import answer_by_steps
+from tristage.gateway.traces import trace_of
 from tristage.gateway.triton import Served, Triton
 
 __all__ = ["Predictor"]
+
+if sys.version_info >= (3, 11):
+    from asyncio import timeout as seconds
+else:  # aiohttp brings it; unlike wait_for, neither makes a task of what it waits for
+    from async_timeout import timeout as seconds
 
 _T = TypeVar("_T")
 _SMALL = 64 << 10  # bytes of a body that is worked on at once; a larger one would keep the others waiting
@@ -57,12 +64,18 @@ class Predictor:
                 rows = kind.read(body, self._limits)
                 return rows, encode_and_count(rows, served.signature)
 
-            rows, (tensors, cut) = await _work(read, len(body))
-            answers = await self._triton.infer(served.signature, tensors, deadline, _passed_on(request))
+            trace = trace_of(request.scope)
+            with trace.step("decode"):
+                rows, (tensors, cut) = await _work(read, len(body))
+            trace.note(stack=served.signature.stack, rows=len(rows))
+            with trace.asking(self._triton.url, served.signature.stack) as headers:
+                headers["x-request-id"] = request_id(request.scope)
+                answers = await self._triton.infer(served.signature, tensors, deadline, headers)
             self._drift.follow(served.signature, served.reference)
             self._drift.observe(tensors, answers)
             size = len(body) if len(rows) > 256 else 0
-            answer = await _work(lambda: kind.write(decode(answers, served.signature, rows)), size)
+            with trace.step("encode"):
+                answer = await _work(lambda: kind.write(decode(answers, served.signature, rows)), size)
             self._metrics.rows.inc(len(rows))
         response = Response(answer, media_type=kind.media_type)
         if cut:
@@ -80,7 +93,11 @@ class Predictor:
             if not isinstance(document, dict) or set(document) != {"row"} or not isinstance(document["row"], dict):
                 raise InputError('the body must be one JSON object, {"row": {...}}, and nothing else')
             tensors, _ = encode_and_count([document["row"]], served.signature)
-            return await answer_by_steps(self._triton, served, tensors, deadline, _passed_on(request))
+            trace = trace_of(request.scope)
+            trace.note(stack=served.signature.stack, rows=1)
+            with trace.asking(self._triton.url, served.signature.stack) as headers:
+                headers["x-request-id"] = request_id(request.scope)
+                return await answer_by_steps(self._triton, served, tensors, deadline, headers)
 
     def served(self) -> Served:
         """What Triton serves.
@@ -108,7 +125,8 @@ class Predictor:
         return time.monotonic() + asked
 
     async def _body(self, request: Request, deadline: float) -> bytes:
-        return await asyncio.wait_for(self._stream(request), max(deadline - time.monotonic(), 0))
+        async with seconds(max(deadline - time.monotonic(), 0)):
+            return await self._stream(request)
 
     async def _stream(self, request: Request) -> bytes:
         most = self._settings.max_body
@@ -145,12 +163,6 @@ def _refusals() -> Iterator[None]:
         raise Refusal(503, "away", str(error), headers=RETRY_AFTER) from error
     except ClientDisconnect as error:
         raise Refusal(400, "gone", "the caller went away") from error
-
-
-def _passed_on(request: Request) -> dict[str, str]:
-    """What Triton is told about a request beside its rows."""
-    traced = {name: request.headers[name] for name in ("traceparent", "tracestate") if name in request.headers}
-    return {"x-request-id": request_id(request.scope), **traced}
 
 
 async def _work(task: Callable[[], _T], size: int) -> _T:

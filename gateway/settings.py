@@ -28,6 +28,7 @@ class Settings:
         keys: caller's name -> SHA-256 digest of its API key; empty lets everyone in.
         rate: requests a second for each key, or for all together where there are no keys; None for any number.
         origins: web pages' origins that may call from a browser (CORS); none unless listed.
+        traces: an OpenTelemetry collector's address, such as "http://127.0.0.1:4318"; None for no traces.
     """
 
     url: str = "grpc://127.0.0.1:8001"
@@ -40,6 +41,7 @@ class Settings:
     keys: Mapping[str, bytes] = field(default_factory=dict)
     rate: float | None = None
     origins: tuple[str, ...] = ()
+    traces: str | None = None
 
 
 def read_keys(text: str) -> dict[str, bytes]:

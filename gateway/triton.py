@@ -13,7 +13,7 @@ from typing import Any
 
 from tristage.client._async_transport import connect_async
 from tristage.client._client import ask_stack_async, find_signature, join, split
-from tristage.client._wire import Tensors
+from tristage.client._wire import Tensors, parse_url
 from tristage.columns import Signature
 from tristage.distribution import Distribution
 from tristage.errors import (
@@ -24,6 +24,7 @@ from tristage.errors import (
     ServerUnavailable,
     TristageError,
 )
+from tristage.gateway.calls import Calls
 from tristage.gateway.drift import read_reference
 from tristage.gateway.example import example_row
 from tristage.gateway.graph import Step, read_steps
@@ -66,6 +67,8 @@ class Triton:
 
     def __init__(self, url: str, stack: str | None, repository: Path | None) -> None:
         self._transport = connect_async(url)
+        address = parse_url(url)
+        self._calls = Calls(address, _HUNG) if address.protocol == "grpc" else None
         self._stack = stack
         self._repository = repository
         self._seen = ""  # the configuration that `served` was made of
@@ -80,7 +83,7 @@ class Triton:
     @property
     def late(self) -> int:
         """Calls that nobody waits for any more, and Triton still works on."""
-        return len(self._late)
+        return len(self._late) + (0 if self._calls is None else self._calls.late)
 
     @property
     def url(self) -> str:
@@ -137,18 +140,27 @@ class Triton:
         """
         seconds = max(deadline - time.monotonic(), 0.0)
         passed_on = {**headers, "x-request-timeout-ms": str(int(seconds * 1000))}
-        call = asyncio.ensure_future(self._transport.infer(model, tensors, outputs, _HUNG, headers=passed_on))
+        try:
+            if self._calls is not None:
+                return await self._calls.infer(model, tensors, outputs, seconds, passed_on)
+            return await self._ask_http(model, tensors, outputs, seconds, passed_on)
+        except AnswerTooLate:
+            raise
+        except ServerUnavailable as error:
+            self.away = str(error)  # the next requests need not find out for themselves
+            self._wake.set()
+            raise
+
+    async def _ask_http(
+        self, model: str, tensors: Tensors, outputs: list[str], seconds: float, headers: Mapping[str, str]
+    ) -> Tensors:
+        call = asyncio.ensure_future(self._transport.infer(model, tensors, outputs, _HUNG, headers=headers))
         await asyncio.wait({call}, timeout=seconds)
         if not call.done():
             self._late.add(call)
             call.add_done_callback(self._forget)
             raise AnswerTooLate(f"{self.url} did not answer in time", url=self.url)
-        try:
-            return call.result()
-        except ServerUnavailable as error:
-            self.away = str(error)  # the next requests need not find out for themselves
-            self._wake.set()
-            raise
+        return call.result()
 
     def _forget(self, call: asyncio.Future[Tensors]) -> None:
         self._late.discard(call)
@@ -167,9 +179,12 @@ class Triton:
             return self._statistics[1]
 
     async def close(self) -> None:
-        """Close the connection, after the calls that nobody waits for any more: to cancel one may end Triton 2.51."""
-        if self._late:
-            await asyncio.wait(self._late, timeout=_LAST)
+        """Close the connections, after the calls that nobody waits for any more: to cancel one may end Triton 2.51."""
+        deadline = time.monotonic() + _LAST
+        while self.late and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        if self._calls is not None:
+            self._calls.close()
         await self._transport.close()
 
     async def _look(self) -> None:

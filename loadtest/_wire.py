@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from numpy.typing import NDArray
 
 from tristage.client import _wire
+from tristage.client._http2 import INFER
 from tristage.client._wire import Address
 from tristage.errors import InferenceFailed, TristageError
 from tristage.loadtest._http1 import Http1
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["INFER", "GrpcWire", "HttpWire", "Sender", "Tensors", "TransportWire", "Wire", "check_rows", "still_there"]
 
 Tensors = Mapping[str, NDArray[Any]]
-INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 
 class Sender(Protocol):

@@ -90,6 +90,14 @@ def serve(
             envvar="TRISTAGE_PERCENTILES",
         ),
     ] = False,
+    traces: Annotated[
+        str | None,
+        typer.Option(
+            help="OpenTelemetry collector, such as http://127.0.0.1:4318, that gets spans of requests with a "
+            "traceparent, such as the gateway's; none if unset.",
+            envvar="TRISTAGE_TRACES_URL",
+        ),
+    ] = None,
 ) -> None:
     """Serve a model repository with Triton until Ctrl-C or SIGTERM; requests in flight are answered.
 
@@ -99,10 +107,13 @@ def serve(
     """
     from tristage.manifest import read_manifest
     from tristage.serving.server import serve as start
+    from tristage.traces import collector, collector_of_environment
 
+    sent = collector(traces) if traces else collector_of_environment()
     pinned = None if cores is None else parse_cores(cores)
     manifest = read_manifest(repository)
     began = time.monotonic()
+    shown = f"traces   {sent}\n" if sent else ""
     where = "all cores" if pinned is None else f"core{'s' if len(pinned) > 1 else ''} {cores}"
     console.print(f"serving {manifest.stack} ({manifest.target}) from {repository} on {where}", markup=False)
     running: list[Server] = []
@@ -130,13 +141,14 @@ def serve(
             backends=backends,
             admin_key=admin_key,
             percentiles=percentiles,
+            traces=sent,
             log=sys.stderr,
         ) as server:
             running.append(server)
             console.print(
                 f"HTTP     {server.http_url}\n"
                 f"gRPC     {server.grpc_url}\n"
-                f"metrics  {server.metrics_url}\n"
+                f"metrics  {server.metrics_url}\n{shown}"
                 f"ready after {time.monotonic() - began:.1f} s (tritonserver is process {server.pid}); try:\n"
                 f"  curl {server.http_url}/v2/models/{manifest.stack}\n"
                 "Ctrl-C ends it",

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tristage.fingerprint import DERIVED, fingerprints
 
-__all__ = ["Graph", "GraphError", "Tensor", "decode"]
+__all__ = ["Graph", "GraphError", "Tensor", "asked", "decode", "derive"]
 
 # ONNX Runtime's name of an element type -> (Triton's name in configurations, numpy's)
 _TYPES = {
@@ -100,7 +100,7 @@ class Graph:
     def of(cls, session: Any) -> Graph:
         """A graph that ONNX Runtime has opened."""
         read = list(map(_tensor, session.get_inputs()))
-        inputs = {tensor.name: tensor for tensor in map(_asked, read)}
+        inputs = {tensor.name: tensor for tensor in map(asked, read)}
         outputs = tuple(map(_tensor, session.get_outputs()))
         return cls(session, tuple(inputs.values()), outputs, tuple(tensor.name for tensor in read))
 
@@ -127,7 +127,7 @@ class Graph:
         if feed and not any(map(len, feed.values())):
             # ONNX Runtime's GRU ends the process when it is given no rows
             return {tensor.name: np.empty((0, tensor.width), tensor.dtype) for tensor in self.outputs}
-        given = {name: feed[name] if name in feed else _derive(name, feed) for name in self.reads}
+        given = {name: feed[name] if name in feed else derive(name, feed) for name in self.reads}
         try:
             answers = self.session.run(None, given)
         except Exception as error:
@@ -143,14 +143,15 @@ def _tensor(argument: Any) -> Tensor:
     return Tensor(argument.name, triton_type, np.dtype(dtype), width)
 
 
-def _asked(tensor: Tensor) -> Tensor:
+def asked(tensor: Tensor) -> Tensor:
     """What a caller gives for an input: the text, where it is a fingerprint."""
     if not tensor.name.startswith(DERIVED):
         return tensor
     return Tensor(tensor.name.removeprefix(DERIVED), "TYPE_STRING", np.dtype(object), tensor.width)
 
 
-def _derive(name: str, feed: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
+def derive(name: str, feed: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
+    """A fingerprint that a graph reads, of the text it is made of."""
     texts = feed[name.removeprefix(DERIVED)]
     return fingerprints(texts.ravel().tolist()).reshape(texts.shape)
 

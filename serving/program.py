@@ -1,4 +1,4 @@
-"""A program: ONNX graphs, forests and recurrences, one after the other; see `tristage.export.split`."""
+"""A program: ONNX graphs, columns, forests and recurrences, one after the other; see `tristage.export.split`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tristage.serving.columns import available
+from tristage.serving.columns.call import Columns
 from tristage.serving.forest import ForestError, OpenForest, open_forest
 from tristage.serving.graph import Graph, GraphError, Tensor
-from tristage.serving.program_file import PROGRAM_FILE, ForestCall, ProgramFile, RecurrenceCall
+from tristage.serving.program_file import PROGRAM_FILE, ColumnsCall, ForestCall, ProgramFile, RecurrenceCall
 from tristage.serving.recurrence.call import Recurrence
 
-__all__ = ["Program"]
+__all__ = ["Program", "open_part"]
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -54,7 +56,7 @@ class Asked:
         return engine.predict(rows, group)
 
 
-Part = Graph | Recurrence | Asked
+Opened = Graph | Columns | Recurrence | Asked
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,13 @@ class Program:
     Attributes:
         inputs: what is asked of a caller.
         outputs: its answers.
-        parts: graphs, forests and recurrences, in order.
+        parts: graphs and engines, in order.
         named: name of an answer -> the tensor it is.
     """
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
-    parts: tuple[Part, ...]
+    parts: tuple[Opened, ...]
     named: Mapping[str, str]
 
     @classmethod
@@ -83,7 +85,10 @@ class Program:
         file = folder / PROGRAM_FILE
         try:
             said = ProgramFile.read(file)
-            parts = [_open(folder, part, threads) for part in said.parts]
+            parts = [
+                Asked.open(folder, part, threads) if isinstance(part, ForestCall) else open_part(folder, part, threads)
+                for part in said.parts
+            ]
             return cls(*_sides(parts, said.named), tuple(parts), said.named)
         except ForestError as error:
             raise GraphError(str(error)) from error
@@ -104,7 +109,7 @@ class Program:
         """Every tensor between its parts, by name; arguments and errors are those of `run`, of one row at least."""
         known = self._check(tensors)
         for part in self.parts:
-            if isinstance(part, Graph | Recurrence):
+            if not isinstance(part, Asked):
                 known.update(part.run(known))
                 continue
             try:
@@ -124,18 +129,23 @@ class Program:
         return known
 
 
-def _open(folder: Path, part: str | ForestCall | RecurrenceCall, threads: int) -> Part:
-    if isinstance(part, str):
-        return Graph.open(folder / part, threads)
-    return Recurrence.open(folder, part) if isinstance(part, RecurrenceCall) else Asked.open(folder, part, threads)
+def open_part(folder: Path, part: str | ColumnsCall | RecurrenceCall, threads: int = 1) -> Graph | Columns | Recurrence:
+    """Open a part of a program that is no forest; raises GraphError."""
+    match part:
+        case RecurrenceCall():
+            return Recurrence.open(folder, part)
+        case ColumnsCall() if available():
+            return Columns.open(folder, part)
+        case ColumnsCall(graph=file) | str(file):
+            return Graph.open(folder / file, threads)
 
 
-def _sides(parts: Sequence[Part], named: Mapping[str, str]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+def _sides(parts: Sequence[Opened], named: Mapping[str, str]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """What a program asks for, and what it answers."""
     asked: dict[str, Tensor] = {}
     made: dict[str, Tensor] = {}
     for part in parts:
-        if isinstance(part, Graph | Recurrence):
+        if not isinstance(part, Asked):
             reads, makes = part.inputs, part.outputs
         else:
             call, engine = part.call, part.engines[-1][1]

@@ -1,4 +1,4 @@
-"""`program.json`: the graphs of a model, the forests between them, and which engine answers a forest."""
+"""`program.json`: the graphs of a model, what engines answer between them, and which engine answers a forest."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ from typing import Any
 
 from tristage.errors import RepositoryError
 
-__all__ = ["PROGRAM_FILE", "Choice", "ForestCall", "ProgramFile", "RecurrenceCall", "read_calls"]
+__all__ = [
+    "PROGRAM_FILE",
+    "Choice",
+    "ColumnsCall",
+    "ForestCall",
+    "Part",
+    "ProgramFile",
+    "RecurrenceCall",
+    "Sides",
+    "read_calls",
+]
 
 PROGRAM_FILE = "program.json"
 
@@ -68,16 +78,43 @@ class RecurrenceCall:
     makes: Mapping[str, str]
 
 
+Sides = Mapping[str, tuple[str, tuple[int, ...]]]
+"""Tensor -> its dtype, and the shape of a row: (), (width,), or (length, width)."""
+
+
+@dataclass(frozen=True)
+class ColumnsCall:
+    """Columns that the columns engine computes.
+
+    Attributes:
+        columns: the packed program's file.
+        graph: the graph's file that it was made of: the same as ONNX, which answers where there is no engine.
+        tables: the files of the large tables that it reads.
+        reads: what it reads.
+        makes: what it makes.
+    """
+
+    columns: str
+    graph: str
+    tables: tuple[str, ...]
+    reads: Sides
+    makes: Sides
+
+
+Part = str | ForestCall | RecurrenceCall | ColumnsCall
+"""A graph's file, or what an engine answers."""
+
+
 @dataclass(frozen=True)
 class ProgramFile:
     """What `program.json` says.
 
     Attributes:
-        parts: names of graphs' files, forests and recurrences, in the order they are evaluated in.
+        parts: names of graphs' files, and what engines answer between them, in the order they are evaluated in.
         named: name of an answer -> the tensor it is.
     """
 
-    parts: tuple[str | ForestCall | RecurrenceCall, ...]
+    parts: tuple[Part, ...]
     named: Mapping[str, str]
 
     def calls(self) -> list[ForestCall]:
@@ -100,7 +137,13 @@ class ProgramFile:
         return cls(tuple(map(_part, said["parts"])), dict(said["named"]))
 
 
-def _part(said: Mapping[str, Any]) -> str | ForestCall | RecurrenceCall:
+def _part(said: Mapping[str, Any]) -> Part:
+    if "columns" in said:
+        sides = {
+            side: {name: (str(dtype), tuple(shape)) for name, (dtype, shape) in said[side].items()}
+            for side in ("reads", "makes")
+        }
+        return ColumnsCall(said["columns"], said["graph"], tuple(said["tables"]), **sides)
     if "graph" in said:
         return str(said["graph"])
     if "recurrence" in said:

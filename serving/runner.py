@@ -61,11 +61,11 @@ class TritonPythonModel:
     def _read(self, request: Any) -> Tensors | GraphError:
         tensors = {}
         try:
+            given = {found.name(): found for found in request.inputs()}  # by name, Triton lists them all each time
             for tensor in self._graph.inputs:
-                found = self._triton.get_input_tensor_by_name(request, tensor.name)
-                if found is None:
+                if tensor.name not in given:
                     raise GraphError(f"input {tensor.name} is missing")
-                array = found.as_numpy()
+                array = given[tensor.name].as_numpy()
                 tensors[tensor.name] = decode(array, tensor.name) if tensor.dtype == object else array
         except GraphError as error:
             return error

@@ -28,6 +28,7 @@ from tristage.serving.log import Log, LogTarget, reason, still_loading, taken_po
 from tristage.serving.reload import check_same_stack, first_generation, switch
 from tristage.serving.triton import EXIT_TIMEOUT, Ports, Triton, arguments, environment, find_triton
 from tristage.serving.workflow_file import TRUST, WORKFLOW_FILE, WorkflowFile, check_folder
+from tristage.traces import collector
 
 __all__ = ["Server", "serve"]
 
@@ -194,6 +195,7 @@ def serve(
     backends: str | os.PathLike[str] | None = None,
     admin_key: str | None = None,
     percentiles: bool = False,
+    traces: str | None = None,
     log: LogTarget = None,
 ) -> Server:
     """Start Triton on a repository that `tristage export` wrote, and wait until all its models are ready.
@@ -214,6 +216,8 @@ def serve(
             `tristage-admin-key` (over gRPC `triton-grpc-protocol-tristage-admin-key`). None: they stay closed. Shared
             memory needs no key while only this machine is listened to.
         percentiles: whether Triton's metrics hold percentiles of each model's durations, which cost every request time.
+        traces: an OpenTelemetry collector's address, such as "http://127.0.0.1:4318", which gets Triton's spans of the
+            requests that carry a `traceparent`, as the gateway's do. None: no spans.
         log: takes Triton's log, a function line by line or an open text file; None drops it.
 
     Returns:
@@ -225,7 +229,9 @@ def serve(
         PortInUse: a port is taken.
         ServerError: no Triton is installed, a core does not exist, the key is no key, a model does not load, or the
             server is not ready in time.
+        InputError: the collector's address cannot be read.
     """
+    sent = None if traces is None else collector(traces)
     key = secrets.token_hex(32) if admin_key is None else _check_key(admin_key)  # one that nobody knows closes them
     root = Path(repository).absolute()
     manifest = read_manifest(root)
@@ -255,6 +261,7 @@ def serve(
             admin_key=key,
             repository_key=source.key,
             percentiles=percentiles,
+            traces=sent,
         )
         server = _launch(
             triton, argv, env, name, pinned, log=log, host=address, ports=ports, source=source, serves=manifest

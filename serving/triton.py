@@ -245,6 +245,7 @@ def arguments(
     admin_key: str,
     repository_key: str,
     percentiles: bool,
+    traces: str | None,
 ) -> list[str]:
     """tritonserver's command line.
 
@@ -259,6 +260,7 @@ def arguments(
             see `ADMIN_HEADER`.
         repository_key: what a request to list, load or unload models must carry, see `REPOSITORY_HEADER`.
         percentiles: whether the metrics hold percentiles of each model's durations.
+        traces: the URL that spans of requests with a `traceparent` are posted to, by OTLP over HTTP; None for none.
     """
     # programs on this machine may hand over tensors in shared memory; others have none in common with Triton
     apis = _ADMIN_APIS if host.startswith("127.") else _REMOTE_ADMIN_APIS
@@ -288,7 +290,14 @@ def arguments(
         f"--http-restricted-api=model-repository:{REPOSITORY_HEADER}={repository_key}",
         f"--grpc-restricted-protocol={apis}:{ADMIN_HEADER}={admin_key}",
         f"--grpc-restricted-protocol=model-repository:{REPOSITORY_HEADER}={repository_key}",
+        *([] if traces is None else _tracing(traces)),
     ]
+
+
+def _tracing(url: str) -> list[str]:
+    # of every so many requests, none: those with a traceparent are recorded whatever the rate, and no others
+    settings = ("mode=opentelemetry", f"opentelemetry,url={url}", "level=TIMESTAMPS", "rate=0", "count=-1")
+    return [f"--trace-config={setting}" for setting in settings]
 
 
 def environment(triton: Triton, cores: Sequence[int] | None, base: Mapping[str, str] = os.environ) -> dict[str, str]:

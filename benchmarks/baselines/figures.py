@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["BATCHES", "WAYS", "Bar", "Figures", "Turn", "bars", "ratio"]
+__all__ = ["BATCHES", "WAYS", "Bar", "Figures", "Turn", "bars", "enough", "ratio"]
+
+LEAST, SLOW = 2, 3.0  # calls of a turn, but where one takes so many times the turn's seconds
 
 BATCHES = (1, 64, 1024)
 WAYS: Mapping[str, str] = {
@@ -47,6 +49,11 @@ class Turn:
         examples = len(took_ns) * batch
         cpu = None if cpu_s is None else cpu_s * 1e3 / examples
         return cls(len(took_ns), float(p50), float(p99), sum(took_ns) / 1e6 / examples, cpu)
+
+
+def enough(calls: int, spent: float, seconds: float) -> bool:
+    """Whether a turn of so many seconds may end after so many calls, on which so many were spent."""
+    return calls >= 1 and spent >= (seconds if calls >= LEAST else SLOW * seconds)
 
 
 @dataclass

@@ -21,7 +21,7 @@ import psutil
 import tritonclient.grpc as grpc
 from numpy.typing import NDArray
 
-from benchmarks.baselines.figures import Turn
+from benchmarks.baselines.figures import Turn, enough
 from benchmarks.baselines.process import ROOT, WayFailed
 from benchmarks.baselines.rows import draws, test_rows
 from benchmarks.merlin_server import python, serve_merlin
@@ -35,7 +35,6 @@ from tristage.stack import WorkflowStep
 __all__ = ["Preprocessing", "merlin", "workflows"]
 
 MODEL = "executor_model"
-LEAST = 2  # requests of a turn
 
 # run by the interpreter of Merlin Systems' environment: the folder to export to, saved workflows
 EXPORT = """
@@ -105,8 +104,8 @@ class Preprocessing:
         requests = [self._request({name: values[rows] for name, values in self._tensors.items()}) for rows in drawn]
         took: list[int] = []
         self._infer(requests[-1])
-        before, until = self._cpu(), time.perf_counter() + seconds
-        while len(took) < LEAST or time.perf_counter() < until:
+        before, began = self._cpu(), time.perf_counter()
+        while not enough(len(took), time.perf_counter() - began, seconds):
             start = time.perf_counter_ns()
             self._infer(requests[len(took) % len(requests)])
             took.append(time.perf_counter_ns() - start)
@@ -171,7 +170,7 @@ def merlin(core: int, artifacts: Path, repository: Path, folder: Path) -> Iterat
         raise WayFailed(str(error)) from None
     quiet = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     words = [str(interpreter), "-c", EXPORT, str(folder), *(str(path) for path in workflows(artifacts).values())]
-    done = subprocess.run(words, env=quiet, timeout=300, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, env=quiet, timeout=900, capture_output=True, text=True, check=False)
     if done.returncode:
         raise WayFailed(f"Merlin Systems cannot export the workflows: {_last(done.stderr)}")
     served = serve_merlin(folder, core, ROOT)

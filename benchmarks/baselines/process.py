@@ -18,7 +18,7 @@ from tristage.serving.triton import THREAD_VARIABLES
 __all__ = ["ROOT", "WayFailed", "Worker", "environment"]
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 300.0  # seconds that an answer may take
+PATIENCE = 900.0  # seconds that an answer may take: NVTabular joins whole tables to a row
 
 
 class WayFailed(Exception):

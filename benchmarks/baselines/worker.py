@@ -17,12 +17,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from benchmarks.baselines.figures import Turn
+from benchmarks.baselines.figures import Turn, enough
 from benchmarks.baselines.rows import difference, draws
 
 __all__ = ["Way"]
-
-LEAST = 2  # calls of a turn, however long they take
 
 
 class Way(Protocol):
@@ -48,17 +46,16 @@ class Way(Protocol):
 
 
 def measure(way: Way, batch: int, seconds: float, turn: int) -> dict[str, Any]:
-    """One turn: different rows each call, made ready before the clock starts."""
+    """One turn: different rows each call, made ready before the clock starts; an untimed call comes first."""
     requests = [way.request(rows) for rows in draws(way.rows, batch, turn)]
     way.call(requests[-1])
     took: list[int] = []
-    cpu, until, at = time.process_time(), time.perf_counter() + seconds, 0
-    while len(took) < LEAST or time.perf_counter() < until:
-        request = requests[at % len(requests)]
+    cpu, began = time.process_time(), time.perf_counter()
+    while not enough(len(took), time.perf_counter() - began, seconds):
+        request = requests[len(took) % len(requests)]
         start = time.perf_counter_ns()
         way.call(request)
         took.append(time.perf_counter_ns() - start)
-        at += 1
     return vars(Turn.of(took, batch, time.process_time() - cpu))
 
 
@@ -66,8 +63,8 @@ def where(way: Way, batch: int, seconds: float, turn: int) -> dict[str, float]:
     """Median milliseconds by step."""
     found: dict[str, list[float]] = {}
     until, drawn = time.perf_counter() + seconds, draws(way.rows, batch, turn)
-    for at, rows in enumerate(drawn):
-        if at >= LEAST and time.perf_counter() > until:
+    for rows in drawn:
+        if found and time.perf_counter() > until:
             break
         for step, spent in way.steps(way.request(rows)).items():
             found.setdefault(step, []).append(spent * 1e3)

@@ -19,6 +19,11 @@ if [ "$bad" ]; then
 fi
 restricted=shared-memory,trace,logging:tristage-admin-key=$key
 case ${TRISTAGE_PERCENTILES:-0} in 1 | true | yes | on) percentiles=true ;; *) percentiles=false ;; esac
+if [ "${TRISTAGE_TRACES_URL:-}" ]; then # spans of the requests that carry a traceparent
+  case $TRISTAGE_TRACES_URL in *://*/?*) traces=$TRISTAGE_TRACES_URL ;; *) traces=${TRISTAGE_TRACES_URL%/}/v1/traces ;; esac
+  set -- --trace-config=mode=opentelemetry "--trace-config=opentelemetry,url=$traces" --trace-config=level=TIMESTAMPS \
+    --trace-config=rate=0 --trace-config=count=-1 "$@"
+fi
 exec tritonserver \
   --model-repository="$models" \
   --model-control-mode=none \

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,23 +23,20 @@ _LAYERS = ("GRU", "LSTM", "RNN")
 _ELEMENTWISE = ("Cast", "Identity", "LabelEncoder", "Where", "Gather")
 
 
-def graph_work(path: Path, given: Shapes) -> tuple[Work, dict[str, tuple[int, ...]]]:
-    """Count what a graph does for one row.
+def graph_work(paths: Sequence[Path], given: Shapes) -> tuple[Work, dict[str, tuple[int, ...]]]:
+    """Count what graphs do for one row.
 
     Args:
-        path: the ONNX file; tables beside it are not read.
-        given: shapes of its inputs that are known better than the file says.
+        paths: the ONNX files of one program, whose tensors have names of their own; tables beside them are not read.
+        given: shapes of inputs that are known better than the files say.
 
     Returns:
-        The work, and the shapes of the graph's tensors.
+        The work, and the shapes of the graphs' tensors.
 
     Raises:
-        RepositoryError: the file cannot be read.
+        RepositoryError: a file cannot be read.
     """
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-    except Exception as error:  # protobuf's own errors, or the system's
-        raise RepositoryError(f"{path} cannot be read ({error}); export the stack again") from error
+    model = _joined(paths)
     for value in model.graph.input:
         _set_shape(value, given.get(value.name, _shape(value)))
     del model.graph.value_info[:]
@@ -54,6 +51,27 @@ def graph_work(path: Path, given: Shapes) -> tuple[Work, dict[str, tuple[int, ..
     shapes |= {name: constant.shape for name, constant in constants.items()}
     work = look_ups(model.graph, constants, lambda name: _elements(shapes.get(name)))
     return work + Work(macs=_macs(model.graph, shapes)), shapes
+
+
+def _joined(paths: Sequence[Path]) -> onnx.ModelProto:
+    """Graphs that were cut from one, as one again: a look-up may begin in one and end in another."""
+    joined = onnx.ModelProto()
+    made: set[str] = set()
+    for path in paths:
+        try:
+            model = onnx.load(str(path), load_external_data=False)
+        except Exception as error:  # protobuf's own errors, or the system's
+            raise RepositoryError(f"{path} cannot be read ({error}); export the stack again") from error
+        if not made:
+            joined.CopyFrom(model)
+        else:
+            joined.graph.node.extend(node for node in model.graph.node if not made.intersection(node.output))
+            joined.graph.input.extend(value for value in model.graph.input if value.name not in made)
+            joined.graph.output.extend(model.graph.output)
+            joined.graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name not in made)
+        made = {name for node in joined.graph.node for name in node.output}
+        made.update(each.name for each in (*joined.graph.input, *joined.graph.initializer))
+    return joined
 
 
 def _macs(graph: onnx.GraphProto, shapes: Shapes) -> int:

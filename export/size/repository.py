@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tristage.export.size.forests import checkpoint_work, recipe_work
@@ -9,7 +10,7 @@ from tristage.export.size.graphs import graph_work
 from tristage.export.size.recurrences import recurrence_work
 from tristage.export.size.work import Sizes, Work, total
 from tristage.manifest import Manifest
-from tristage.serving.program_file import PROGRAM_FILE, ForestCall, ProgramFile
+from tristage.serving.program_file import PROGRAM_FILE, ColumnsCall, ForestCall, ProgramFile, RecurrenceCall
 
 __all__ = ["sizes_of"]
 
@@ -51,23 +52,32 @@ def _version(folder: Path) -> tuple[dict[str, Work], Work, bool]:
     program = folder / PROGRAM_FILE
     if not program.is_file():
         graphs, checkpoints = sorted(folder.glob("*.onnx")), sorted(folder.glob("*.tl"))
-        works = [graph_work(graph, {})[0] for graph in graphs] + [checkpoint_work(file) for file in checkpoints]
+        works = [graph_work([graph], {})[0] for graph in graphs] + [checkpoint_work(file) for file in checkpoints]
         return {}, total(works), bool(works) or not any(folder.glob("*.json"))
     forests: dict[str, Work] = {}
-    rest = Work()
-    shapes: dict[str, tuple[int, ...]] = {}
+    graphs, recurrences = [], []
     for part in ProgramFile.read(program).parts:
-        if isinstance(part, str):
-            work, made = graph_work(folder / part, shapes)
-            rest += work
-            shapes |= made
-        elif isinstance(part, ForestCall):
-            work = recipe_work(folder / part.recipe)
-            forests[part.step] = forests.get(part.step, Work()) + work
-        else:
-            steps = shapes.get(part.inputs, (1, 1))[1]
-            work, width = recurrence_work(folder / part.recurrence, steps)
-            rest += work
-            kinds = {"every": (1, steps, width), "last": (1, width), "cells": (1, width)}
-            shapes |= {tensor: kinds[what] for what, tensor in part.makes.items()}
-    return forests, rest, True
+        match part:
+            case ForestCall():
+                work = recipe_work(folder / part.recipe)
+                forests[part.step] = forests.get(part.step, Work()) + work
+            case RecurrenceCall():
+                recurrences.append(part)
+            case ColumnsCall(graph=file) | str(file):  # columns are counted in the graph that they were made of
+                graphs.append(folder / file)
+    return forests, _between(folder, graphs, recurrences), True
+
+
+def _between(folder: Path, graphs: Sequence[Path], recurrences: Sequence[RecurrenceCall]) -> Work:
+    """A program's graphs, and the recurrences between them, whose steps the graphs before them say."""
+    rest, shapes = graph_work(graphs, {}) if graphs else (Work(), {})
+    layers: list[Work] = []
+    given: dict[str, tuple[int, ...]] = {}
+    for call in recurrences:
+        steps = shapes.get(call.inputs, (1, 1))[1]
+        work, width = recurrence_work(folder / call.recurrence, steps)
+        layers.append(work)
+        kinds = {"every": (1, steps, width), "last": (1, width), "cells": (1, width)}
+        given |= {tensor: kinds[what] for what, tensor in call.makes.items()}
+        rest, shapes = graph_work(graphs, given) if graphs else (Work(), given)
+    return rest + total(layers)

@@ -24,9 +24,9 @@ from tristage.export.tuning.golden import (
 )
 from tristage.manifest import Manifest
 from tristage.serving.forest import ForestError
-from tristage.serving.graph import Graph, GraphError
-from tristage.serving.program_file import PROGRAM_FILE, Choice, ForestCall, ProgramFile, RecurrenceCall
-from tristage.serving.recurrence.call import Recurrence
+from tristage.serving.graph import GraphError
+from tristage.serving.program import open_part
+from tristage.serving.program_file import PROGRAM_FILE, Choice, ForestCall, Part, ProgramFile
 from tristage.serving.runner import Runnable
 from tristage.tuning import ForestTuning
 
@@ -73,18 +73,15 @@ class Walk:
                 self._graph(version, lambda folder: open_model(folder, self._trust))
                 continue
             said = ProgramFile.read(version / PROGRAM_FILE)
-            parts: list[str | ForestCall | RecurrenceCall] = []
+            parts: list[Part] = []
             for part in said.parts:
-                if isinstance(part, str):
-                    self._graph(version / part, Graph.open)
-                    parts.append(part)
-                elif isinstance(part, RecurrenceCall):
-                    self._graph(version, partial(Recurrence.open, call=part))
-                    parts.append(part)
-                else:
+                if isinstance(part, ForestCall):
                     self._on_stage(part.step)
                     call, forests[part.step] = self._forest(part, version)
                     parts.append(call)
+                else:
+                    self._graph(version, partial(open_part, part=part))
+                    parts.append(part)
             programs[model] = ProgramFile(tuple(parts), said.named)
             self._go(_renamed(said))
         return programs, forests

@@ -48,7 +48,9 @@ def split_text(
         "StringSplit", graph.add("Concat", text, ruler, axis=0), outputs=2, delimiter=separator, maxsplit=max_length
     )
     start, end = (graph.constant(np.array(bounds, np.int64)) for bounds in ([0, 0, 0], [-1, 1, max_length]))
-    pieces = graph.add("Squeeze", graph.add("Slice", pieces, start, end), graph.constant(np.array([1], np.int64)))
+    # its length cannot be told from a split, and is said
+    shape = graph.constant(np.array([-1, max_length], np.int64))
+    pieces = graph.add("Reshape", graph.add("Slice", pieces, start, end), shape)
     count = graph.add("Slice", count, *(graph.constant(np.array([bound], np.int64)) for bound in (0, -1)))
     valid = graph.add("Less", graph.constant(np.arange(max_length, dtype=np.int64)[None, :]), count)
     if dtype == "int64":

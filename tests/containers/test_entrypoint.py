@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -14,7 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from collector import Collector, collecting
 
+from tristage.client import connect_async, encode
+from tristage.loadtest import rows_from
+from tristage.manifest import read_manifest
 from tristage.serving.triton import environment, find_triton
 
 SCRIPT = Path(__file__).parents[2] / "docker" / "entrypoints" / "triton.sh"
@@ -39,10 +45,25 @@ def get(url: str, headers: dict[str, str] | None = None) -> int:
         return 0
 
 
+async def ask(url: str, repository: Path, traceparent: str) -> None:
+    """One row, as part of a trace."""
+    signature = read_manifest(repository).signature
+    row = encode(rows_from(repository).slice(0, 1), signature)
+    transport = connect_async(url)
+    names = [column.name for column in signature.outputs]
+    await transport.infer(signature.stack, row, names, 20.0, headers={"traceparent": traceparent})
+    await transport.close()
+
+
 @pytest.mark.slow
 def test_it_serves_and_keeps_administration_closed(
     tiny_repository: Path, tmp_path: Path, cli: Callable[..., Any]
 ) -> None:
+    with collecting() as collector:
+        _serves(tiny_repository, tmp_path, cli, collector)
+
+
+def _serves(tiny_repository: Path, tmp_path: Path, cli: Callable[..., Any], collector: Collector) -> None:
     triton = find_triton()
     (tmp_path / "tritonserver").write_text(f'#!/bin/sh\nexec "{triton.binary}" "$@"\n')
     (tmp_path / "tritonserver").chmod(0o755)
@@ -51,7 +72,7 @@ def test_it_serves_and_keeps_administration_closed(
     env = environment(triton, None)
     env |= {"PATH": f"{tmp_path}:{env['PATH']}", "TRISTAGE_REPOSITORY": str(tiny_repository), "TRISTAGE_ADMIN_KEY": key}
     env |= {"TRISTAGE_HTTP_PORT": str(http), "TRISTAGE_GRPC_PORT": str(grpc), "TRISTAGE_METRICS_PORT": str(metrics)}
-    env |= {"TRISTAGE_PERCENTILES": "1"}
+    env |= {"TRISTAGE_PERCENTILES": "1", "TRISTAGE_TRACES_URL": collector.url, "OTEL_BSP_SCHEDULE_DELAY": "200"}
     log = tmp_path / "log"
     with log.open("w") as out:
         server = subprocess.Popen(
@@ -65,6 +86,11 @@ def test_it_serves_and_keeps_administration_closed(
             time.sleep(0.2)
         for url in (f"http://127.0.0.1:{http}", f"grpc://127.0.0.1:{grpc}"):
             assert cli("verify", tiny_repository, "--url", url).code == 0
+            trace = secrets.token_hex(16)
+            asyncio.run(ask(url, tiny_repository, f"00-{trace}-00f067aa0ba902b7-01"))
+            spans = collector.of(trace, lambda spans: "InferRequest" in {span.name for span in spans})
+            assert {"tiny", "compute"} <= {span.name for span in spans}
+        assert collector.paths == {"/v1/traces"}
         logging = f"http://127.0.0.1:{http}/v2/logging"
         assert get(logging) == 403
         assert get(logging, {"tristage-admin-key": key}) == 200

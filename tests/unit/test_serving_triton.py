@@ -115,6 +115,7 @@ def test_the_command_line_binds_where_told_and_never_shares_a_port(fake: Triton)
         admin_key="k",
         repository_key="r",
         percentiles=False,
+        traces=None,
     )
     assert argv[0] == str(fake.binary)
     assert {

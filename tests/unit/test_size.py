@@ -267,7 +267,7 @@ def test_products_of_many_rows_and_loops_over_steps(tmp_path: Path) -> None:
         [constant("w", 5, 6), constant("u", 6, 6), constant("k", 7, 4, 3), constant("g", 6, 2)],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "g.onnx")
-    work, shapes = graph_work(tmp_path / "g.onnx", {})
+    work, shapes = graph_work([tmp_path / "g.onnx"], {})
     assert shapes["wide"] == (1, 4, 6)
     assert work.macs == 4 * 5 * 6 + 4 * 6 * 6 + 7 * 5 * 4 * 3 + 6 * 2
 
@@ -279,7 +279,7 @@ def test_work_adds_up() -> None:
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
-    for name, read in (("graph.onnx", lambda file: graph_work(file, {})), ("checkpoint.tl", checkpoint_work)):
+    for name, read in (("graph.onnx", lambda file: graph_work([file], {})), ("checkpoint.tl", checkpoint_work)):
         (tmp_path / name).write_bytes(b"\x08nothing of the kind")
         with pytest.raises(RepositoryError, match=name):
             read(tmp_path / name)

@@ -1,0 +1,9 @@
+from typing import Any
+
+from typing_extensions import Buffer
+
+def operations() -> tuple[str, ...]: ...
+
+class Columns:
+    def __init__(self, packed: Buffer, tables: tuple[Buffer, ...]) -> None: ...
+    def run(self, rows: int, arrays: tuple[Any, ...], /) -> None: ...
