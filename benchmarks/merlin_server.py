@@ -44,18 +44,21 @@ def serve_merlin(repository: Path, core: int | None = None, path: Path | None = 
     env |= {"PATH": f"{MERLIN / 'bin'}:{env['PATH']}", "VIRTUAL_ENV": str(MERLIN), "CUDA_VISIBLE_DEVICES": ""}
     ports = _free_ports()
     name = f"merlin-{secrets.token_hex(6)}"
-    argv = arguments(
-        triton,
-        repository,
-        host="127.0.0.1",
-        ports=ports,
-        server_id=name,
-        admin_key=secrets.token_urlsafe(),
-        percentiles=False,
-    )
-    if core is not None:
-        argv = ["taskset", "-c", str(core), *argv]
     with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory() as empty, ExitStack() as stack:
+        argv = arguments(
+            triton,
+            repository,
+            Path(empty),
+            host="127.0.0.1",
+            ports=ports,
+            server_id=name,
+            admin_key=secrets.token_urlsafe(),
+            repository_key=secrets.token_urlsafe(),
+            percentiles=False,
+            traces=None,
+        )
+        if core is not None:
+            argv = ["taskset", "-c", str(core), *argv]
         process = subprocess.Popen(argv, env=env, cwd=path or empty, stdout=log, stderr=subprocess.STDOUT)
         stack.callback(_end, process)
         address = f"127.0.0.1:{ports.grpc}"
