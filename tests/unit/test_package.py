@@ -111,3 +111,11 @@ def test_errors_are_one_tree_with_exit_codes() -> None:
     assert errors.ParityError.exit_code == 1
     assert errors.StackError.exit_code == 2
     assert errors.ServerUnavailable.exit_code == 3
+
+
+@pytest.mark.xdist_group("kept together")
+def test_tests_of_a_group_are_kept_together(request: pytest.FixtureRequest) -> None:
+    """Those of a group share servers, ports and environments; some versions of pytest take no groups from xdist."""
+    if not request.config.getoption("loadgroup", False):
+        pytest.skip("tests are not run side by side")
+    assert request.node.nodeid.endswith("@kept together")
