@@ -68,7 +68,10 @@ def split(
     if not {value.name for value in model.graph.output} <= set(named):
         return None
     outputs = {value.name: named[value.name] for value in model.graph.output}  # each is a copy of a tensor
-    nodes = [node for node in nodes if not set(node.output) & set(outputs)]
+    if columns:  # a program knows no inputs but its parts', so that what is handed through has to pass one
+        handed = {value.name for value in (*model.graph.input, *model.graph.initializer)}
+        outputs = {name: name if tensor in handed else tensor for name, tensor in outputs.items()}
+    nodes = [node for node in nodes if not set(node.output) & (set(outputs) - set(outputs.values()))]
     level: dict[str, int] = {}
     for node in nodes:
         its = max((level.get(name, 0) for name in node_reads(node)), default=0)

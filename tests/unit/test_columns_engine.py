@@ -390,6 +390,21 @@ def test_a_few_nodes_are_a_call_where_they_stand_alone(tmp_path: Path) -> None:
     assert [type(part) for part in ProgramFile.read(tmp_path / "own" / "program.json").parts] == [ColumnsCall]
 
 
+def test_what_is_handed_through_passes_a_part(tmp_path: Path) -> None:
+    graph = GraphBuilder(tmp_path)
+    a, text = graph.input("a", "int64", 2), graph.input("text", "string", 1)
+    model = graph.model(
+        [("same", a, "int64", 2), ("words", text, "string", 1), ("more", graph.add("Neg", a), "int64", 2)]
+    )
+    (tmp_path / "own").mkdir()
+    save_model(model, tmp_path / "own", tmp_path)
+    given = {"a": np.array([[1, 2], [3, 4]]), "text": np.array([["x"], ["y"]], object)}
+    made = Program.open(tmp_path / "own").run(given)
+    np.testing.assert_array_equal(made["same"], given["a"])
+    np.testing.assert_array_equal(made["words"], given["text"])
+    np.testing.assert_array_equal(made["more"], -given["a"])
+
+
 def test_without_the_engine_its_graph_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = long_graph(tmp_path)
     (tmp_path / "own").mkdir()
