@@ -69,7 +69,7 @@ class Columns:
         try:
             self.engine.run(rows, given, list(made.values()))
         except ColumnsError as error:
-            raise GraphError(f"the columns cannot be computed: {error}") from error
+            raise GraphError(f"the graph cannot be evaluated: {error}") from error
         return made
 
 

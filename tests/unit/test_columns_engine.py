@@ -21,6 +21,7 @@ from tristage.serving.columns.call import Columns
 from tristage.serving.graph import Graph, GraphError
 from tristage.serving.program import Program
 from tristage.serving.program_file import ColumnsCall, ProgramFile
+from tristage.serving.runner import open_folder
 
 ROWS = (1, 2, 63, 64, 65, 200)
 HUGE = {"int32": 2**31 - 1, "int64": 2**63 - 1}
@@ -390,19 +391,19 @@ def test_a_few_nodes_are_a_call_where_they_stand_alone(tmp_path: Path) -> None:
     assert [type(part) for part in ProgramFile.read(tmp_path / "own" / "program.json").parts] == [ColumnsCall]
 
 
-def test_what_is_handed_through_passes_a_part(tmp_path: Path) -> None:
+@pytest.mark.parametrize("alone", [True, False])
+def test_what_is_handed_through_passes_a_part(tmp_path: Path, alone: bool) -> None:
     graph = GraphBuilder(tmp_path)
-    a, text = graph.input("a", "int64", 2), graph.input("text", "string", 1)
-    model = graph.model(
-        [("same", a, "int64", 2), ("words", text, "string", 1), ("more", graph.add("Neg", a), "int64", 2)]
-    )
+    a, text = graph.input("a", "float32", 2), graph.input("text", "string", 1)
+    outputs = [("same", a, "float32", 2), ("words", text, "string", 1), ("more", graph.add("Neg", a), "float32", 2)]
     (tmp_path / "own").mkdir()
-    save_model(model, tmp_path / "own", tmp_path)
-    given = {"a": np.array([[1, 2], [3, 4]]), "text": np.array([["x"], ["y"]], object)}
-    made = Program.open(tmp_path / "own").run(given)
-    np.testing.assert_array_equal(made["same"], given["a"])
-    np.testing.assert_array_equal(made["words"], given["text"])
-    np.testing.assert_array_equal(made["more"], -given["a"])
+    save_model(graph.model(outputs[:1] if alone else outputs), tmp_path / "own", tmp_path)
+    given = {"a": np.array([[1, 2], [3, 4]], np.float32), "text": np.array([["x"], ["y"]], object)}
+    made = open_folder(tmp_path / "own").run(given)
+    wanted = {"same": given["a"], "words": given["text"], "more": -given["a"]}
+    for name, values in made.items():
+        np.testing.assert_array_equal(values, wanted[name])
+    assert len(made) == (1 if alone else 3)
 
 
 def test_without_the_engine_its_graph_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
