@@ -11,6 +11,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,6 +88,21 @@ class Answered:
     rows: slice
     scores: np.ndarray[Any, Any] | None
     reason: str = ""
+
+
+@contextmanager
+def ready_gateway(grpc: str, repository: Path) -> Iterator[str]:
+    """A gateway that has found Triton; its URL."""
+    with run_gateway("--url", grpc, "--repository", repository) as url:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                with urllib.request.urlopen(f"{url}/readyz", timeout=10):
+                    break
+            except urllib.error.HTTPError:  # not yet, on a machine that has much to do
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        yield url
 
 
 class Load:
@@ -229,7 +246,7 @@ def test_a_new_export_takes_over_under_load(tmp_path: Path, layout: str) -> None
     old, new = ONE.answers(), TWO.answers()
     with serving(repository) as running:
         http, grpc = running.await_text(r"HTTP +(\S+)"), running.await_text(r"gRPC +(\S+)")
-        with run_gateway("--url", grpc, "--repository", repository) as gateway, Load(grpc, http, gateway) as load:
+        with ready_gateway(grpc, repository) as gateway, Load(grpc, http, gateway) as load:
             time.sleep(2)
             TWO.export(repository, layout)
             running.await_text("serving the new export of live")
