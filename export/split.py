@@ -78,10 +78,10 @@ def split(
         level.update(dict.fromkeys(node.output, its + (node.domain == ENGINE_DOMAIN)))
     values = _values(model)
     asked = [node for node in nodes if node.domain == ENGINE_DOMAIN]
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
     groups: list[tuple[bool, list[onnx.NodeProto]]] = []
     for number in range(max(level.values(), default=0) + 1):
         graph = _with_what_stays(nodes, level, number, lambda name: name in values and travels(values[name]))
-        constants = {tensor.name: tensor for tensor in model.graph.initializer}
         inside = {node.output[0] for node in graph}
         leaves = set(outputs.values()).union(*(node_reads(node) for node in nodes if node.output[0] not in inside))
         groups += apart(graph, values, constants, leaves) if columns else [(False, graph)]

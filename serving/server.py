@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import http.client
 import json
 import os
 import re
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +23,7 @@ from typing import IO, cast
 from tristage.errors import ArtifactError, PortInUse, RepositoryError, ServerError
 from tristage.manifest import Manifest, check_files, read_manifest
 from tristage.serving.log import Log, LogTarget, reason, still_loading, taken_port
+from tristage.serving.machine import address_of, check_cores, choose_ports
 from tristage.serving.reload import check_same_stack, first_generation, switch
 from tristage.serving.triton import EXIT_TIMEOUT, Ports, Triton, arguments, environment, find_triton
 from tristage.serving.workflow_file import TRUST, WORKFLOW_FILE, WorkflowFile, check_folder
@@ -239,8 +238,8 @@ def serve(
     if not (root / manifest.stack).is_dir():
         raise RepositoryError(f"{root} has no model {manifest.stack}, which its manifest names; export the stack again")
     _check_workflows(root, manifest, trust)
-    pinned = _check_cores(cores)
-    address = _address(host)
+    pinned = check_cores(cores)
+    address = address_of(host)
     wanted = {"--http-port": http_port, "--grpc-port": grpc_port, "--metrics-port": metrics_port}
     triton = find_triton(None if backends is None else Path(backends))
     env = {**environment(triton, pinned), TRUST: "1" if trust else "0"}
@@ -248,7 +247,7 @@ def serve(
     attempts = 3 if 0 in wanted.values() else 1  # between choosing a free port and using it, another may take it
     while True:
         attempts -= 1
-        ports = _choose_ports(address, wanted)
+        ports = choose_ports(address, wanted)
         name = f"tristage-{secrets.token_hex(6)}"
         source = _Source(root, Path(tempfile.mkdtemp(prefix="tristage-models-")), secrets.token_hex(32), trust, timeout)
         argv = arguments(
@@ -405,76 +404,6 @@ def _check_key(key: str) -> str:
             "the admin key must be 16 or more letters, digits, - or _; make one with: openssl rand -hex 32"
         )
     return key
-
-
-def _address(host: str) -> str:
-    try:
-        return str(socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
-    except OSError as error:
-        raise ServerError(
-            f"--host {host} is not an IPv4 address or name of this machine ({error}); "
-            "use 127.0.0.1 for this machine alone or 0.0.0.0 for every network it is on"
-        ) from error
-
-
-def _choose_ports(address: str, wanted: dict[str, int]) -> Ports:
-    """Check that each port is free, and choose one where 0 is wanted.
-
-    Triton itself notices a taken port only after all models are loaded.
-    """
-    sockets = []
-    chosen = []
-    try:
-        for option, port in wanted.items():
-            if not 0 <= port <= 65535:
-                raise ServerError(f"{option} {port} is not a port; choose one from 1 to 65535, or 0 for a free one")
-            probe = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-            sockets.append(probe)
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that only waits out its last use
-            try:
-                probe.bind((address, port))
-                probe.listen(1)
-            except OSError as error:
-                raise _bind_error(error, option, port, address) from error
-            chosen.append(probe.getsockname()[1])
-    finally:
-        for probe in sockets:
-            probe.close()
-    return Ports(*chosen)
-
-
-def _bind_error(error: OSError, option: str, port: int, address: str) -> ServerError:
-    if error.errno == errno.EADDRINUSE:
-        return PortInUse(
-            f"port {port} on {address} is already taken; stop what listens there, or choose another with {option} "
-            f"(0 picks a free one)",
-            port=port,
-        )
-    if error.errno == errno.EADDRNOTAVAIL:
-        return ServerError(f"--host {address} is not an address of this machine; use 127.0.0.1 or 0.0.0.0")
-    return ServerError(f"cannot listen on port {port} of {address} ({error.strerror}); choose another with {option}")
-
-
-def _check_cores(cores: Sequence[int] | None) -> tuple[int, ...] | None:
-    if cores is None:
-        return None
-    wanted = set(cores)
-    usable: set[int] = set()
-    if wanted and min(wanted) >= 0:
-        # only the kernel knows what a container may use; this changes the calling thread alone, for a moment
-        before = os.sched_getaffinity(0)
-        try:
-            os.sched_setaffinity(0, wanted)
-            usable = os.sched_getaffinity(0)
-        except (OSError, ValueError, OverflowError):
-            usable = wanted & before
-        finally:
-            os.sched_setaffinity(0, before)
-    if not wanted or usable != wanted:
-        missing = ", ".join(map(str, sorted(wanted - usable))) or "none given"
-        have = ", ".join(map(str, sorted(os.sched_getaffinity(0))))
-        raise ServerError(f"--cores: cannot use core {missing}; this machine lets this program use {have}")
-    return tuple(sorted(wanted))
 
 
 def _kill_group(pid: int) -> None:

@@ -7,14 +7,15 @@ and of all else, in one go; then nets. A few nodes between two layers of a net a
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cache
 
 import onnx
 from onnx import TensorProto
 
 from tristage.export.columns.assemble import Assembler, Constant, Held, Rows, Unsupported
 from tristage.export.columns.lower import lower
-from tristage.export.columns.pack import constant_of
-from tristage.export.onnx_graph import ENGINE_DOMAIN, dtype_of, node_reads
+from tristage.export.columns.pack import constant_of, row_of
+from tristage.export.onnx_graph import ENGINE_DOMAIN, node_reads
 
 __all__ = ["apart"]
 
@@ -86,13 +87,7 @@ def _computable(
 
     And of all those that have to be read by a node of the same part: rows of tables that are never taken as they are.
     """
-    given: dict[str, Constant] = {}
-
-    def constant(name: str) -> Constant:
-        if name not in given:
-            given[name] = constant_of(constants[name])
-        return given[name]
-
+    constant = cache(lambda name: constant_of(constants[name]))
     made = {name for node in nodes for name in node.output}
     counts = {name: _ROWS for name in values if name not in made and name not in constants}
     rows: dict[str, Rows] = {}
@@ -125,7 +120,7 @@ def _by_engine(
 ) -> bool:
     """Whether the engine can compute a node, by trying; `rows` takes what it makes, if that is yet to be taken."""
     held = [name for name in node_reads(node) if name and name not in constants]
-    shapes = {name: _row(values.get(name)) for name in (*held, *node.output)}
+    shapes = {name: row_of(values.get(name)) for name in (*held, *node.output)}
     if not held or None in shapes.values() or any(counts.get(name) != _ROWS for name in held):
         return False
     assembler = Assembler()
@@ -143,19 +138,6 @@ def _by_engine(
     if isinstance(made, Rows):
         rows[node.output[0]] = made
     return shapes[node.output[0]] == (made.dtype, made.shape)
-
-
-def _row(value: onnx.ValueInfoProto | None) -> tuple[str, tuple[int, ...]] | None:
-    """A tensor's dtype and the shape of its rows; None where it has none that the engine holds."""
-    if value is None or not value.type.tensor_type.HasField("shape"):
-        return None
-    kind = value.type.tensor_type
-    if kind.elem_type in (TensorProto.STRING, TensorProto.FLOAT16, TensorProto.BFLOAT16):
-        return None
-    rows, *rest = kind.shape.dim or [None]
-    if rows is None or rows.HasField("dim_value") or not all(dim.dim_value > 0 for dim in rest):
-        return None
-    return dtype_of(kind.elem_type), tuple(dim.dim_value for dim in rest)
 
 
 def _counts(

@@ -35,6 +35,14 @@ class _Node:
             raise Unsupported("a constant")
         return value
 
+    @property
+    def dtype(self) -> str:
+        """Of the first tensor that it reads."""
+        held = next((value for value in self.inputs if isinstance(value, Held)), None)
+        if held is None:
+            raise Unsupported("constants alone")
+        return held.dtype
+
     def numbers(self, place: int, default: Sequence[int] | None = None) -> list[int]:
         """A constant input of whole numbers."""
         value = self.inputs[place] if place < len(self.inputs) else None
@@ -131,8 +139,7 @@ def _same_type(op: str, operation: str) -> None:
     """An operation whose result is of the type of what it reads."""
 
     def lowering(node: _Node, assembler: Assembler) -> Held:
-        dtype = node.held().dtype if isinstance(node.inputs[0], Held) else node.held(1).dtype
-        return _elementwise(assembler, f"{operation}_{dtype}", dtype, *node.inputs)
+        return _elementwise(assembler, f"{operation}_{node.dtype}", node.dtype, *node.inputs)
 
     _LOWERINGS[op] = lowering
 
@@ -152,8 +159,7 @@ def _mul(node: _Node, assembler: Assembler) -> Held | Rows:
         if (second.dtype, second.shape) != ("float32", (*first.number.shape, 1)):
             raise Unsupported("rows that are not weighted one by one")
         return Rows(first.table, first.number, second)
-    dtype = _dtype(next(value for value in node.inputs if isinstance(value, Held)))
-    return _elementwise(assembler, f"mul_{dtype}", dtype, *node.inputs)
+    return _elementwise(assembler, f"mul_{node.dtype}", node.dtype, *node.inputs)
 
 
 @_lowers("Mod")
@@ -172,8 +178,7 @@ def _bit_shift(node: _Node, assembler: Assembler) -> Held:
 def _comparison(op: str, operation: str, turned: bool) -> None:
     def lowering(node: _Node, assembler: Assembler) -> Held:
         first, second = node.inputs[::-1] if turned else node.inputs
-        dtype = _dtype(next(value for value in node.inputs if isinstance(value, Held)))
-        return _elementwise(assembler, f"{operation}_{dtype}", "bool", first, second)
+        return _elementwise(assembler, f"{operation}_{node.dtype}", "bool", first, second)
 
     _LOWERINGS[op] = lowering
 

@@ -18,7 +18,7 @@ from tristage.export.tables import read_tensor
 from tristage.serving.columns import operations
 from tristage.serving.program_file import ColumnsCall, Sides
 
-__all__ = ["constant_of", "pack"]
+__all__ = ["constant_of", "pack", "row_of"]
 
 _BLOCK = 64  # rows at once
 _SCRATCH, _CONSTANTS, _INPUTS = 0, 1, 2
@@ -37,6 +37,19 @@ def constant_of(tensor: TensorProto, folder: Path | None = None) -> Constant:
     return Constant(np.broadcast_to(np.zeros((), dtype), tuple(tensor.dims)), said["location"])
 
 
+def row_of(value: onnx.ValueInfoProto | None) -> tuple[str, tuple[int, ...]] | None:
+    """A tensor's dtype and the shape of its rows; None where it has none that the engine holds."""
+    if value is None or not value.type.tensor_type.HasField("shape"):
+        return None
+    kind = value.type.tensor_type
+    if kind.elem_type in (TensorProto.STRING, TensorProto.FLOAT16, TensorProto.BFLOAT16):
+        return None
+    rows, *rest = kind.shape.dim or [None]
+    if rows is None or rows.HasField("dim_value") or not all(dim.dim_value > 0 for dim in rest):
+        return None
+    return dtype_of(kind.elem_type), tuple(dim.dim_value for dim in rest)
+
+
 def pack(model: onnx.ModelProto, path: Path, graph: str) -> ColumnsCall:
     """Write a model as a packed program.
 
@@ -49,9 +62,11 @@ def pack(model: onnx.ModelProto, path: Path, graph: str) -> ColumnsCall:
     known: dict[str, Held | Rows | Constant] = {
         tensor.name: constant_of(tensor, path.parent) for tensor in model.graph.initializer
     }
-    reads = {value.name: _row(value) for value in model.graph.input}
-    for name, (dtype, shape) in reads.items():
-        known[name] = assembler.input(dtype, shape)
+    reads: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for value in model.graph.input:
+        row = row_of(value)
+        assert row is not None, "what the engine reads it can hold"
+        reads[value.name], known[value.name] = row, assembler.input(*row)
     for node in model.graph.node:
         known[node.output[0]] = lower(node, [known[name] if name else None for name in node.input], assembler)
     makes: Sides = {}
@@ -64,11 +79,6 @@ def pack(model: onnx.ModelProto, path: Path, graph: str) -> ColumnsCall:
     outputs = [Register(dtype, int(np.prod(shape, dtype=int)), "output") for dtype, shape in makes.values()]
     path.write_bytes(_bytes(assembler, outputs))
     return ColumnsCall(path.name, graph, tuple(assembler.tables), reads, makes)
-
-
-def _row(value: onnx.ValueInfoProto) -> tuple[str, tuple[int, ...]]:
-    kind = value.type.tensor_type
-    return dtype_of(kind.elem_type), tuple(dim.dim_value for dim in kind.shape.dim[1:])
 
 
 def _emit(held: Held, number: int, assembler: Assembler) -> None:

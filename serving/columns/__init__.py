@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-from importlib.metadata import PackageNotFoundError, distribution
-from pathlib import Path
+from tristage.serving.compiled import find_extension
 
-# In a checkout, what was compiled lies with the package that is installed.
-_here = Path(__file__).parent
-if not any(_here.glob("_columns.*.so")):
-    with contextlib.suppress(PackageNotFoundError):
-        __path__.append(str(distribution("tristage").locate_file("tristage/serving/columns")))
+find_extension(__path__, "_columns")
 
 from tristage.serving.columns.engine import ColumnsEngine, ColumnsError, available, operations  # noqa: E402
 

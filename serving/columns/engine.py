@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import mmap
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
+
+from tristage.serving.packed_file import map_file, map_packed
 
 try:
     from tristage.serving.columns import _columns
@@ -16,8 +16,6 @@ except ImportError:  # installed where there was no C compiler
     _columns = None  # type: ignore[assignment]
 
 __all__ = ["ColumnsEngine", "ColumnsError", "available", "operations"]
-
-_CHECKSUM = slice(12, 16)  # where the file holds the CRC-32 of all that follows
 
 
 class ColumnsError(ValueError):
@@ -54,12 +52,12 @@ class ColumnsEngine:
             raise ColumnsError(
                 "tristage was installed without its columns engine; install it where there is a C compiler"
             )
-        packed, *mapped = (_map(file) for file in (path, *tables))
-        with memoryview(packed) as view:
-            if zlib.crc32(view[_CHECKSUM.stop :]) != int.from_bytes(view[_CHECKSUM], "little"):
-                raise ColumnsError(f"{path} is damaged or no packed program; export it again")
         try:
-            self._columns = _columns.Columns(packed, tuple(mapped))
+            packed, mapped = map_packed(path, "packed program"), tuple(map(map_file, tables))
+        except ValueError as error:
+            raise ColumnsError(str(error)) from error
+        try:
+            self._columns = _columns.Columns(packed, mapped)
         except ValueError as error:
             raise ColumnsError(f"{path} cannot be opened: {error}; export it again") from error
 
@@ -78,11 +76,3 @@ class ColumnsEngine:
             self._columns.run(rows, (*inputs, *outputs))
         except (ValueError, BufferError, IndexError) as error:
             raise ColumnsError(str(error)) from error
-
-
-def _map(path: Path) -> mmap.mmap:
-    try:
-        with path.open("rb") as stream:
-            return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:  # mmap calls an empty file a ValueError
-        raise ColumnsError(f"{path} cannot be opened: {error}") from error

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-from importlib.metadata import PackageNotFoundError, distribution
-from pathlib import Path
+from tristage.serving.compiled import find_extension
 
-# In a checkout, what was compiled lies with the package that is installed.
-_here = Path(__file__).parent
-if not any(_here.glob("_engine.*.so")):
-    with contextlib.suppress(PackageNotFoundError):
-        __path__.append(str(distribution("tristage").locate_file("tristage/serving/forest")))
+find_extension(__path__, "_engine")
 
 from tristage.serving.forest.engine import ForestEngine, ForestError, available  # noqa: E402
 from tristage.serving.forest.engines import ENGINES, OpenForest, open_forest  # noqa: E402

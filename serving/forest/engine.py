@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import mmap
-import zlib
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tristage.serving.packed_file import map_packed
 
 try:
     from tristage.serving.forest._engine import Engine
@@ -15,8 +15,6 @@ except ImportError:  # installed where there was no C compiler
     Engine = None  # type: ignore[assignment, misc]
 
 __all__ = ["ForestEngine", "ForestError", "available"]
-
-_CHECKSUM = slice(12, 16)  # where the file holds the CRC-32 of all that follows
 
 
 class ForestError(ValueError):
@@ -50,13 +48,9 @@ class ForestEngine:
                 "tristage was installed without its forest engine; install it where there is a C compiler"
             )
         try:
-            with path.open("rb") as stream:
-                packed = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:  # mmap calls an empty file a ValueError
-            raise ForestError(f"{path} cannot be opened: {error}") from error
-        with memoryview(packed) as view:
-            if zlib.crc32(view[_CHECKSUM.stop :]) != int.from_bytes(view[_CHECKSUM], "little"):
-                raise ForestError(f"{path} is damaged or no packed forest; export it again")
+            packed = map_packed(path, "packed forest")
+        except ValueError as error:
+            raise ForestError(str(error)) from error
         try:
             self._engine = Engine(packed)
         except ValueError as error:

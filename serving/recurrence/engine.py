@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import mmap
-import zlib
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tristage.serving.packed_file import map_packed
 
 try:
     from tristage.serving.recurrence._layer import Layer
@@ -19,7 +19,6 @@ except ImportError:  # installed where there was no C compiler
 __all__ = ["MAKES", "RecurrenceEngine", "RecurrenceError", "available"]
 
 MAKES = ("every", "last", "cells")
-_CHECKSUM = slice(12, 16)  # where the file holds the CRC-32 of all that follows
 
 
 class RecurrenceError(ValueError):
@@ -52,13 +51,9 @@ class RecurrenceEngine:
                 "tristage was installed without its recurrence engine; install it where there is a C compiler"
             )
         try:
-            with path.open("rb") as stream:
-                packed = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:  # mmap calls an empty file a ValueError
-            raise RecurrenceError(f"{path} cannot be opened: {error}") from error
-        with memoryview(packed) as view:
-            if zlib.crc32(view[_CHECKSUM.stop :]) != int.from_bytes(view[_CHECKSUM], "little"):
-                raise RecurrenceError(f"{path} is damaged or no packed layer; export it again")
+            packed = map_packed(path, "packed layer")
+        except ValueError as error:
+            raise RecurrenceError(str(error)) from error
         try:
             self._layer = Layer(packed)
         except ValueError as error:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The engines under AddressSanitizer and UndefinedBehaviorSanitizer, and under valgrind where it is installed:
 # first the C alone on cases with exact buffers and on forged files, then the fuzz of tests/unit/test_forest_engine.py;
-# of the columns and the recurrence engine, the fuzz of tests/unit/test_columns_engine.py and test_recurrence_engine.py.
+# of the columns and the recurrence engine, the fuzz of tests/unit/test_columns_program.py and test_recurrence_engine.py.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=$PWD/.venv/bin/python
@@ -43,7 +43,7 @@ rm "$work"/tristage/serving/columns/_columns*.so
 "${CC:-cc}" "${flags[@]}" "${checks[@]}" -fPIC -shared -I"$include" -Iserving/columns serving/columns/*.c \
   -o "$work/tristage/serving/columns/_columns.abi3.so" -DPy_LIMITED_API=0x030B0000 -lm
 sanitized -c "import sys, tristage.serving.columns._columns as e; sys.exit(not e.__file__.startswith('$work'))"
-sanitized -m pytest -q -p no:xdist -p no:cacheprovider tests/unit/test_columns_engine.py
+sanitized -m pytest -q -p no:xdist -p no:cacheprovider tests/unit/test_columns_engine.py tests/unit/test_columns_program.py
 
 echo "sanitizers, the recurrence engine inside Python"
 rm "$work"/tristage/serving/recurrence/_layer*.so

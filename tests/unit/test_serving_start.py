@@ -14,7 +14,8 @@ import pytest
 from tristage.errors import PortInUse, ServerError
 from tristage.serving.cli import parse_cores
 from tristage.serving.log import Log, reason, still_loading, taken_port
-from tristage.serving.server import _address, _check_cores, _choose_ports, _listens
+from tristage.serving.machine import address_of, check_cores, choose_ports
+from tristage.serving.server import _listens
 
 ZEROS = {"--http-port": 0, "--grpc-port": 0, "--metrics-port": 0}
 
@@ -28,7 +29,7 @@ def taken() -> Iterator[int]:
 
 
 def test_free_ports_are_chosen_and_differ() -> None:
-    ports = _choose_ports("127.0.0.1", ZEROS)
+    ports = choose_ports("127.0.0.1", ZEROS)
     assert len({ports.http, ports.grpc, ports.metrics}) == 3
     assert min(ports.http, ports.grpc, ports.metrics) > 1023
 
@@ -37,15 +38,15 @@ def test_free_ports_are_chosen_and_differ() -> None:
 @pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0"])
 def test_a_taken_port_is_named_with_the_option_that_changes_it(taken: int, option: str, address: str) -> None:
     with pytest.raises(PortInUse, match=f"port {taken} on {address} is already taken.*{option}") as caught:
-        _choose_ports(address, {**ZEROS, option: taken})
+        choose_ports(address, {**ZEROS, option: taken})
     assert caught.value.port == taken
     assert caught.value.exit_code == 3
 
 
 def test_a_port_wanted_twice_is_taken() -> None:
-    port = _choose_ports("127.0.0.1", ZEROS).http
+    port = choose_ports("127.0.0.1", ZEROS).http
     with pytest.raises(PortInUse, match="--grpc-port"):
-        _choose_ports("127.0.0.1", {"--http-port": port, "--grpc-port": port, "--metrics-port": 0})
+        choose_ports("127.0.0.1", {"--http-port": port, "--grpc-port": port, "--metrics-port": 0})
 
 
 def test_a_port_that_waits_out_its_last_use_is_free() -> None:
@@ -59,35 +60,35 @@ def test_a_port_that_waits_out_its_last_use_is_free() -> None:
         accepted.close()  # the side that closes first is left in TIME_WAIT
         client.recv(1)
     listener.close()
-    assert _choose_ports("127.0.0.1", {**ZEROS, "--http-port": port}).http == port
+    assert choose_ports("127.0.0.1", {**ZEROS, "--http-port": port}).http == port
 
 
 @pytest.mark.parametrize("port", [-1, 65536])
 def test_a_number_that_is_no_port_is_refused(port: int) -> None:
     with pytest.raises(ServerError, match=f"--grpc-port {port} is not a port"):
-        _choose_ports("127.0.0.1", {**ZEROS, "--grpc-port": port})
+        choose_ports("127.0.0.1", {**ZEROS, "--grpc-port": port})
 
 
 def test_an_address_of_another_machine_is_refused() -> None:
     with pytest.raises(ServerError, match=r"--host 203\.0\.113\.1 is not an address of this machine"):
-        _choose_ports("203.0.113.1", ZEROS)
+        choose_ports("203.0.113.1", ZEROS)
 
 
 def test_host_names_are_resolved_and_unknown_ones_refused() -> None:
-    assert _address("localhost") == "127.0.0.1"
-    assert _address("0.0.0.0") == "0.0.0.0"
+    assert address_of("localhost") == "127.0.0.1"
+    assert address_of("0.0.0.0") == "0.0.0.0"
     with pytest.raises(ServerError, match=r"--host zork\.invalid"):
-        _address("zork.invalid")
+        address_of("zork.invalid")
 
 
 def test_cores_are_checked_without_changing_this_program() -> None:
     before = os.sched_getaffinity(0)
     core = min(before)
-    assert _check_cores(None) is None
-    assert _check_cores([core, core]) == (core,)
+    assert check_cores(None) is None
+    assert check_cores([core, core]) == (core,)
     for wrong in ([100_000], [core, 100_000], [-1], []):
         with pytest.raises(ServerError, match="--cores: cannot use core"):
-            _check_cores(wrong)
+            check_cores(wrong)
     assert os.sched_getaffinity(0) == before
 
 
