@@ -7,34 +7,33 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from tristage.columns import DTYPES, SIGNATURE_PARAMETER, Signature
 from tristage.errors import RepositoryError
 from tristage.export.net.backends import BACKENDS
 from tristage.export.net.native import NativeNet
 from tristage.export.place import Checkpoint, PlacedModel, Placement, Tensor
+from tristage.serving.workflow_file import WorkflowFile
 from tristage.targets import Target
 
-__all__ = ["CHECKPOINT_FILE", "devices", "ensemble_config", "model_config", "read_configs"]
+__all__ = ["CHECKPOINT_FILE", "backend_of", "devices", "ensemble_config", "model_config", "read_configs"]
 
 CHECKPOINT_FILE = "checkpoint.tl"  # the one name that FIL looks for
 
 
 def model_config(model: PlacedModel, max_batch: int, target: Target, instances: int = 1) -> str:
-    """The configuration of one model: for FIL, ONNX Runtime or a framework's own backend, or for the runner."""
+    """The configuration of one model: for FIL, ONNX Runtime or a framework's own backend, or for tristage's."""
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2 as pb
 
-    backend, file, platform = "python", "", ""
+    backend, file, platform = backend_of(model, target, instances), "", ""
     parameters: Mapping[str, str] = {}
     if isinstance(model.graph, Checkpoint):
-        backend, parameters = "fil", _fil(model.graph)
+        parameters = _fil(model.graph)
     elif isinstance(model.graph, NativeNet):
-        backend, its = model.graph.backend, BACKENDS[model.graph.backend]
+        its = BACKENDS[backend]
         file, platform, parameters = its.file, its.platform, its.parameters(instances)
-    elif target.native and isinstance(model.graph, onnx.ModelProto):
-        backend, file, parameters = "onnxruntime", "graph.onnx", _ONNX_RUNTIME
+    elif backend == "onnxruntime":
+        file, parameters = "graph.onnx", _ONNX_RUNTIME
     inputs, outputs = _own_names(model)
     flat = _flat(model)
     kind = "KIND_GPU" if target.gpu and model.on_gpu else "KIND_CPU"
@@ -65,6 +64,24 @@ def model_config(model: PlacedModel, max_batch: int, target: Target, instances: 
         version_policy=pb.ModelVersionPolicy(latest=pb.ModelVersionPolicy.Latest(num_versions=1)),
     )
     return str(text_format.MessageToString(config))
+
+
+def backend_of(model: PlacedModel, target: Target, instances: int) -> str:
+    """Triton's name of the backend that runs a model.
+
+    Of tristage's models, one instance of each runs inside tritonserver (`tristage`). Several have a process each
+    (`python`), since in one process they would wait for each other's turn in Python; and so has a workflow that
+    NVTabular runs, whose pickle may import anything.
+    """
+    if isinstance(model.graph, Checkpoint):
+        return "fil"
+    if isinstance(model.graph, NativeNet):
+        return model.graph.backend
+    if isinstance(model.graph, WorkflowFile):
+        return "python"
+    if target.native:
+        return "onnxruntime"
+    return "tristage" if instances == 1 else "python"
 
 
 # one thread an instance: instances are what a server has as many of as cores

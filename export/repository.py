@@ -13,7 +13,7 @@ import onnx
 
 from tristage.errors import ExportError
 from tristage.export.columns import pack
-from tristage.export.config import CHECKPOINT_FILE, ensemble_config, model_config
+from tristage.export.config import CHECKPOINT_FILE, backend_of, ensemble_config, model_config
 from tristage.export.net.backends import BACKENDS
 from tristage.export.net.native import NativeNet
 from tristage.export.place import Checkpoint, Placement
@@ -121,7 +121,7 @@ def write_models(repository: Path, placement: Placement, target: Target, instanc
             assert placement.tables is not None
             _link_net(model.graph, version, placement.tables)
             continue
-        if not target.native or isinstance(model.graph, WorkflowFile):
+        if backend_of(model, target, instances) == "python":
             (version / "model.py").write_text(_RUNNER)
         save_model(model.graph, version, placement.tables, columns=not model.alone)
     ensemble = repository / placement.signature.stack

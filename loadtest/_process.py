@@ -1,8 +1,8 @@
 """What the server's processes cost: CPU seconds and memory, from Linux's /proc, where the server runs on this machine.
 
-The server is the tritonserver that listens on the URL's port, and every process below it: its Python backends are
-processes of their own. A port that something else listens on (a proxy, a container engine's port forwarder, ssh) says
-nothing about the server, and then its cost is unknown unless its process id is given.
+The server is the tritonserver that listens on the URL's port, and every process below it: models of its Python backend
+are processes of their own. A port that something else listens on (a proxy, a container engine's port forwarder, ssh)
+says nothing about the server, and then its cost is unknown unless its process id is given.
 """
 
 from __future__ import annotations

@@ -294,7 +294,7 @@ def _launch(
 ) -> Server:
     report_here, report_there = os.pipe()
     task = {"parent": os.getpid(), "report": report_there, "argv": argv, "cores": cores, "patience": _PATIENCE}
-    task |= {"shm": name, "http_port": ports.http, "staging": str(source.staging)}
+    task |= {"preload": str(triton.libpython), "shm": name, "http_port": ports.http, "staging": str(source.staging)}
     script = Path(__file__).with_name("warden.py")  # which removes the staging folder at the end
     try:
         warden = subprocess.Popen(  # noqa: S603  nothing in it comes from a network

@@ -1,8 +1,8 @@
-"""Finds the Triton that the nvidia-pytriton wheel carries, and puts together what it needs to run Python models.
+"""Finds the Triton that the nvidia-pytriton wheel carries, and puts together what it needs to run tristage's models.
 
 The wheel holds NVIDIA's own tritonserver, its Python backend and one stub for each version of Python, but not laid out
-so that tritonserver finds them. `find_triton` makes a folder of links that is, once for each environment, in the
-user's cache.
+so that tritonserver finds them; and tristage has a backend of its own. `find_triton` makes a folder of links that is,
+once for each environment, in the user's cache.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 
 import tristage
 from tristage.errors import ServerError
+from tristage.serving.backend import FOLDER, LIBRARY
 
 __all__ = [
     "ADMIN_HEADER",
@@ -53,6 +54,7 @@ _ADMIN_APIS = "trace,logging"
 _REMOTE_ADMIN_APIS = f"shared-memory,{_ADMIN_APIS}"
 EXIT_TIMEOUT = 30  # seconds Triton waits for requests in flight when it is told to end
 
+_STUB = Path(__file__).parent / "stub"
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _INSTALL = 'install tristage\'s serve extra: pip install "tristage[serve]"'
 
@@ -67,6 +69,7 @@ class Triton:
         libraries: folders for LD_LIBRARY_PATH.
         python: folder for PATH; its python3 is the running interpreter.
         start: the folder to start it in, see stub/tristage.py.
+        libpython: the running Python's library, which it has to have loaded already, see backend/backend.c.
     """
 
     binary: Path
@@ -74,6 +77,7 @@ class Triton:
     libraries: tuple[Path, ...]
     python: Path
     start: Path
+    libpython: Path
 
 
 @dataclass(frozen=True)
@@ -112,10 +116,14 @@ def find_triton(backends: Path | None = None) -> Triton:
 
     links = {f"backends/python/{path.name}": path for path in backend.iterdir() if path.is_file()}
     links[f"backends/python/{stub.name}"] = stub
+    own = next(path for path in (FOLDER / LIBRARY, _STUB / "model.py") if path.exists())
+    links[f"backends/tristage/{own.name}"] = own
     links.update({f"backends/{folder.name}": folder for folder in _further(backends)})
     python_library = f"libpython{_PYTHON}.so.1.0"
-    if python_library.encode() in stub.read_bytes():  # the stub for 3.13 brings its own
-        links[f"lib/{python_library}"] = find_libpython(python_library)
+    if python_library.encode() in stub.read_bytes():
+        links[f"lib/{python_library}"] = libpython = find_libpython(python_library)
+    else:  # the stub for 3.13 brings its own
+        libpython = next(libraries.glob(f"libpython3-*{_PYTHON.removeprefix('3')}.so.1.0"))
     in_venv = sys.prefix != sys.base_prefix  # a venv is found by what lies beside its python3, so no link to it will do
     if not in_venv:
         links["bin/python3"] = Path(sys.executable)  # its own folder's python3 may be another one
@@ -125,7 +133,8 @@ def find_triton(backends: Path | None = None) -> Triton:
         backends=layout / "backends",
         libraries=(libraries, layout / "lib"),
         python=Path(sys.executable).parent if in_venv else layout / "bin",
-        start=Path(__file__).parent / "stub",
+        start=_STUB,
+        libpython=libpython,
     )
 
 
@@ -133,7 +142,11 @@ def _further(backends: Path | None) -> list[Path]:
     if backends is None:
         return []
     backends = backends.absolute()
-    found = [library.parent for library in sorted(backends.glob("*/libtriton_*.so")) if library.parent.name != "python"]
+    found = [
+        library.parent
+        for library in sorted(backends.glob("*/libtriton_*.so"))
+        if library.parent.name not in ("python", "tristage")
+    ]
     if not found:
         raise ServerError(
             f"{backends} holds no Triton backend; it should be a folder such as /opt/tritonserver/backends, with "
@@ -197,7 +210,10 @@ def _lay_out(links: Mapping[str, Path], name: str) -> Path:
     try:
         for link, path in links.items():
             (aside / "new" / link).parent.mkdir(parents=True, exist_ok=True)
-            (aside / "new" / link).symlink_to(path)
+            if path.name == "libtriton_python.so":  # for a backend that is Python, Triton wants the file itself
+                shutil.copyfile(path, aside / "new" / link)
+            else:
+                (aside / "new" / link).symlink_to(path)
         try:
             (aside / "new").rename(final)
         except OSError:  # another process was faster, or what lies there is broken

@@ -5,7 +5,8 @@ which nothing but exec is safe in a forked child), may start servers from thread
 warden starts tritonserver on its cores, ends it when told to (SIGTERM, SIGINT, SIGHUP; a second one ends it at once) or
 when the program is gone, and leaves neither processes nor shared memory behind.
 
-TASK: parent (pid of the program), report (file descriptor tritonserver's pid is written to), argv, cores (or null),
+TASK: parent (pid of the program), report (file descriptor tritonserver's pid is written to), argv, preload (a library
+that tritonserver has to have loaded), cores (or null),
 patience (seconds from being told to end to SIGKILL), shm (prefix of the server's files in /dev/shm), staging (its
 folder of models that were loaded later), http_port.
 The exit code is tritonserver's; 128 + n where signal n ended it.
@@ -66,7 +67,8 @@ def start(task: dict[str, Any], prctl: Callable[..., int]) -> NoReturn:
         if task["cores"]:
             os.sched_setaffinity(0, task["cores"])
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        os.execv(task["argv"][0], task["argv"])  # noqa: S606  a shell would be in the way of signals
+        preload = " ".join(filter(None, (task["preload"], os.environ.get("LD_PRELOAD"))))
+        os.execve(task["argv"][0], task["argv"], {**os.environ, "LD_PRELOAD": preload})  # noqa: S606  a shell would be in the way of signals
     except BaseException as error:
         os.write(2, f"cannot start tritonserver: {error}\n".encode())
     os._exit(127)

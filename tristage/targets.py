@@ -15,8 +15,8 @@ class Target:
 
     Attributes:
         name: as `tristage export --target` takes it.
-        native: whether Triton's own backends answer: FIL forests, ONNX Runtime all else. Otherwise the runner does,
-            in the Python backend.
+        native: whether Triton's own backends answer: FIL forests, ONNX Runtime all else. Otherwise tristage's
+            own does, or the runner in the Python backend.
         gpu: whether forests and nets lie on a GPU.
         about: what it is, in a few words.
     """

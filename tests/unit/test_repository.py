@@ -86,9 +86,7 @@ class TestAside:
         export(tmp_path / "deep" / "repository")
         manifest = read_manifest(tmp_path / "deep" / "repository")
         check_files(tmp_path / "deep" / "repository", manifest)
-        assert {"s_one/config.pbtxt", "s_one/1/model.py", "s_one/1/graph.onnx", "s/config.pbtxt", "s/1/.keep"} == set(
-            manifest.files
-        )
+        assert {"s_one/config.pbtxt", "s_one/1/graph.onnx", "s/config.pbtxt", "s/1/.keep"} == set(manifest.files)
         assert os.listdir(tmp_path / "deep") == ["repository"]
         assert (tmp_path / "deep" / "repository").stat().st_mode & 0o777 == 0o755
 

@@ -27,6 +27,7 @@ def fake(tmp_path: Path) -> Triton:
         libraries=(tmp_path / "a", tmp_path / "b"),
         python=tmp_path / "python",
         start=tmp_path / "start",
+        libpython=tmp_path / "libpython.so",
     )
 
 
@@ -39,6 +40,9 @@ def test_the_layout_is_complete_and_is_made_once(tmp_path: Path, monkeypatch: py
     assert (backend / "triton_python_backend_stub").resolve().parent.name == PYTHON
     assert (backend / "libtriton_python.so").exists()
     assert (backend / "triton_python_backend_utils.py").exists()
+    assert [path.name for path in (found.backends / "tristage").iterdir()] == ["libtriton_tristage.so"]
+    assert PYTHON.removeprefix("3.") in found.libpython.name
+    assert found.libpython.exists()
     assert (found.python / "python3").samefile(sys.executable)
     assert (found.start / "tristage.py").exists()
     assert "pytriton" not in sys.modules

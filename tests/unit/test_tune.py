@@ -337,7 +337,7 @@ def test_what_is_no_repository_of_ours(tmp_path: Path) -> None:
     with pytest.raises(RepositoryError, match="was exported for ngc-gpu"):
         tune(path)
     write_manifest(path, manifest)
-    (path / "s_trees" / "1" / "model.py").write_text("changed")
+    (path / "s_trees" / "config.pbtxt").write_text("changed")
     with pytest.raises(RepositoryError, match="changed since export"):
         tune(path)
 
