@@ -4,6 +4,7 @@
  * one core that costs a small model more than its work. Here a request's tensors are read where Triton has them, and
  * an answer is written where Triton wants it. libpython must be in the process already, see serving/triton.py. */
 #define _POSIX_C_SOURCE 200809L
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
@@ -161,6 +162,27 @@ static void answer_all(PyObject *opened, TRITONBACKEND_Request **requests, uint3
   Py_XDECREF(given);
 }
 
+/* Sends responses: answers at once, errors a moment later, and never two at a time.
+ *
+ * An answer makes Triton schedule the ensemble's next steps, in this thread. An error that reaches Triton 2.51 while it
+ * does so in another one, or while it still schedules the ensemble's first steps, ends tritonserver: it answers the
+ * request twice (mended in its core's #483). */
+static void send_all(Outcome *outcomes, uint32_t count) {
+  static pthread_mutex_t sending = PTHREAD_MUTEX_INITIALIZER;
+  const struct timespec moment = {.tv_nsec = 10000000};
+  bool waited = false;
+  for (int errors = 0; errors < 2; errors++)
+    for (uint32_t i = 0; i < count; i++) {
+      if (errors != (outcomes[i].error != NULL)) continue;
+      if (errors && !waited) waited = nanosleep(&moment, NULL) || true;
+      pthread_mutex_lock(&sending);
+      TRITONBACKEND_Response *response = outcomes[i].response;
+      if (response) drop(TRITONBACKEND_ResponseSend(response, TRITONSERVER_RESPONSE_COMPLETE_FINAL, outcomes[i].error));
+      pthread_mutex_unlock(&sending);
+      drop(outcomes[i].error);
+    }
+}
+
 EXPORT TRITONSERVER_Error *TRITONBACKEND_ModelInstanceExecute(
     TRITONBACKEND_ModelInstance *instance, TRITONBACKEND_Request **requests, const uint32_t count) {
   uint64_t start = now(), began, ended, rows = 0;
@@ -177,12 +199,8 @@ EXPORT TRITONSERVER_Error *TRITONBACKEND_ModelInstanceExecute(
     drop(TRITONBACKEND_ModelInstanceReportStatistics(
         instance, requests[i], !outcomes[i].error, start, began, ended, end));
   drop(TRITONBACKEND_ModelInstanceReportBatchStatistics(instance, rows, start, began, ended, end));
-  for (uint32_t i = 0; i < count; i++) {
-    if (outcomes[i].response)
-      drop(TRITONBACKEND_ResponseSend(outcomes[i].response, TRITONSERVER_RESPONSE_COMPLETE_FINAL, outcomes[i].error));
-    drop(outcomes[i].error);
-    drop(TRITONBACKEND_RequestRelease(requests[i], TRITONSERVER_REQUEST_RELEASE_ALL));
-  }
+  send_all(outcomes, count);
+  for (uint32_t i = 0; i < count; i++) drop(TRITONBACKEND_RequestRelease(requests[i], TRITONSERVER_REQUEST_RELEASE_ALL));
   free(outcomes);
   return NULL;
 }

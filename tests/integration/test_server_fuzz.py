@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,28 @@ def test_odd_values(served: tuple[Server, Path], protocol: str) -> None:
             with_it[1] = value
             with contextlib.suppress(InferenceServerException):  # answered or refused, but not the end of anything
                 ask(url, {**rows, name: with_it})
+    check(server, path, before)
+
+
+def test_failing_requests_among_good_ones(served: tuple[Server, Path]) -> None:
+    """Steps side by side that fail at once are what Triton 2.51 itself does not survive."""
+    server, path = served
+    before, rows = processes(server), good(path, server.grpc_url)
+    tokens = rows["tokens"].copy()
+    tokens[1] = 2**62  # in no table of the two nets, which read it side by side
+    user = rows["user"].copy()
+    user[1] = b"\xff\xfe"
+
+    def some(worker: int) -> None:
+        for number in range(60):
+            wrong = {0: {}, 1: {"tokens": tokens}, 2: {}, 3: {"tokens": tokens, "user": user}}[(worker + number) % 4]
+            if wrong:
+                refuse(server.grpc_url, {**rows, **wrong})
+            else:
+                ask(server.grpc_url, rows)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(some, range(8)))
     check(server, path, before)
 
 
