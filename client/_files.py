@@ -166,8 +166,12 @@ def _write_lines(stream: IO[str], answers: Any) -> None:
 def _finite(row: dict[str, Any]) -> dict[str, Any]:
     """JSON has no NaN and no infinity; null says as much."""
     return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
+        name: list(map(_number, value)) if isinstance(value, list) else _number(value) for name, value in row.items()
     }
+
+
+def _number(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager
@@ -176,7 +180,13 @@ def _parquet_writer(path: Path, columns: Sequence[Column]) -> Iterator[Writer]:
     import pyarrow.parquet as pq
 
     kinds = {"bool": "bool", "float32": "float", "float64": "double", "string": "string"}
-    schema = pa.schema([(column.name, kinds.get(column.wire_dtype, column.wire_dtype)) for column in columns])
+    types = [pa.type_for_alias(kinds.get(column.wire_dtype, column.wire_dtype)) for column in columns]
+    schema = pa.schema(
+        [
+            (column.name, its if column.length is None else pa.list_(its))
+            for column, its in zip(columns, types, strict=True)
+        ]
+    )
     with pq.ParquetWriter(path, schema) as writer:
 
         def write(answers: Any) -> None:

@@ -19,7 +19,7 @@ from tristage.client._values import encode_values
 from tristage.columns import Column, Signature
 from tristage.errors import InferenceFailed, InputError
 
-__all__ = ["ListTruncated", "Unknown", "decode", "encode"]
+__all__ = ["ListTruncated", "Unknown", "as_arrow", "decode", "encode"]
 
 Unknown = Literal["error", "ignore"]
 
@@ -92,39 +92,52 @@ def decode(outputs: Mapping[str, NDArray[Any]], signature: Signature, like: Any)
     """An answer in the shape of what was asked.
 
     Args:
-        outputs: output name -> array [rows, 1] or [rows].
+        outputs: output name -> array [rows, 1] or [rows]; of a list column [rows, length].
         signature: the stack's columns.
         like: the rows that were encoded.
 
     Returns:
         the outputs only: a list of dicts of Python numbers, a DataFrame with the caller's index, a Table, a
-        RecordBatch, or for another Arrow frame one of its own kind.
+        RecordBatch, or for another Arrow frame one of its own kind. A row of a list column is a list, in a DataFrame
+        an array.
 
     Raises:
-        InferenceFailed: an output is missing or not of one value a row.
+        InferenceFailed: an output is missing or not of as many values a row as declared.
     """
-    count = len(like) if hasattr(like, "__len__") else max((array.size for array in outputs.values()), default=0)
+    count = len(like) if hasattr(like, "__len__") else max((len(array) for array in outputs.values()), default=0)
     columns = {}
     for column in signature.outputs:
         array = outputs.get(column.name)
-        if array is None or array.size != count:
+        if array is None or array.size != count * column.width:
             found = "nothing" if array is None else f"an array of shape {array.shape}"
             raise InferenceFailed(f'the server answered {found} for the output "{column.name}" of {count} rows')
-        columns[column.name] = array.reshape(count)
+        columns[column.name] = array.reshape(count if column.length is None else (count, column.length))
     if _is_pandas(like):
         import pandas as pd
 
-        return pd.DataFrame(columns, index=like.index)
+        whole = {name: array if array.ndim == 1 else list(array) for name, array in columns.items()}
+        return pd.DataFrame(whole, index=like.index)
     if not _is_arrow(like):
         names = list(columns)
         lists = (array.tolist() for array in columns.values())
         return [dict(zip(names, row)) for row in zip(*lists)]  # noqa: B905 - of one length, checked
     import pyarrow as pa
 
+    arrow = {name: as_arrow(array) for name, array in columns.items()}
     if isinstance(like, pa.RecordBatch):
-        return pa.RecordBatch.from_pydict(columns)
-    table = pa.table(columns)
+        return pa.RecordBatch.from_pydict(arrow)
+    table = pa.table(arrow)
     return table if isinstance(like, pa.Table) or not _is_of("polars", like) else type(like)(table)
+
+
+def as_arrow(values: NDArray[Any]) -> Any:
+    """A column's values, [rows] or of a list [rows, length], as a pyarrow.Array."""
+    import pyarrow as pa
+
+    if values.ndim == 1:
+        return pa.array(values)
+    rows, length = values.shape
+    return pa.ListArray.from_arrays(pa.array(np.arange(rows + 1, dtype=np.int32) * length), pa.array(values.ravel()))
 
 
 # ----------------------------------------------------------------------------------------------------------- dicts

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from tristage.errors import ExportError, StackError
@@ -22,7 +21,7 @@ from tristage.export.lower import lower, narrowed
 from tristage.export.measured import Measured, measure_weights
 from tristage.export.net import Net
 from tristage.export.place import Placement, fuse, place
-from tristage.export.reference import reference_answers
+from tristage.export.reference import output_answers, reference_answers
 from tristage.export.repository import aside, check_place, write_models
 from tristage.manifest import Manifest, checksums, write_manifest
 from tristage.stack import Stack
@@ -195,10 +194,7 @@ def prepare(
     on_stage("comparing the graphs with their answers")
     inputs = _encode(table, placement)
     parity = check_parity(lowered, placement, inputs, answers, frame, TOLERANCE, answering)
-    expected = {
-        name: np.asarray(answers[source.step or ""][source.column.name])[~parity.edge]
-        for name, source in lowered.outputs.items()
-    }
+    expected = {name: values[~parity.edge] for name, values in output_answers(lowered, answers).items()}
     fallbacks = try_fallbacks(lowered, placement, inputs, TOLERANCE)
     measured = None
     if any(isinstance(step.body, Net) and step.body.narrow for step in lowered.steps):

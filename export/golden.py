@@ -104,12 +104,13 @@ def check_golden(table: Any, signature: Signature) -> None:
 
 def write_golden(repository: Path, table: Any, signature: Signature, expected: Mapping[str, NDArray[Any]]) -> None:
     """Write `golden.parquet`: the signature's input columns, then `expected.<output>` for every output."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
+
+    from tristage.client.codec import as_arrow
 
     golden = table.select([column.name for column in signature.inputs])
     for name, values in expected.items():
-        golden = golden.append_column(EXPECTED + name, pa.array(np.asarray(values)))
+        golden = golden.append_column(EXPECTED + name, as_arrow(np.asarray(values)))
     pq.write_table(golden, repository / GOLDEN, compression="zstd")
 
 
@@ -122,7 +123,7 @@ def write_reference(
         repository: the folder.
         rows: the golden rows' tensors, as a request holds them.
         signature: the stack's columns.
-        expected: output -> what the training libraries answered, [rows].
+        expected: output -> what the training libraries answered, [rows] or [rows, length].
     """
     found = {column.name: describe(column, np.asarray(rows[column.name])) for column in signature.inputs}
     found |= {column.name: describe(column, np.asarray(expected[column.name])) for column in signature.outputs}

@@ -19,7 +19,7 @@ from tristage.export.forest import ForestSet, read_forests
 from tristage.export.forest.read import find_forests
 from tristage.export.net import Net, read_net
 from tristage.export.net.backends import check_backend, write_native
-from tristage.export.net.outputs import column_names, score_names
+from tristage.export.net.outputs import column_dtypes, column_names, score_names
 from tristage.export.net.read import find_converter
 from tristage.export.rewrites import check_names, rewrite
 from tristage.export.weights import Narrowed, narrow
@@ -34,7 +34,9 @@ from tristage.export.workflow import (
 from tristage.export.workflow.read import find_workflow, folder_of, open_workflow
 from tristage.stack import ForestStep, MeanStep, NetStep, Stack, WorkflowStep, split_reference
 
-__all__ = ["Body", "Feed", "LoweredStack", "LoweredStep", "Mean", "Source", "Workflow", "lower", "narrowed"]
+__all__ = ["Answer", "Body", "Feed", "LoweredStack", "LoweredStep", "Mean", "Source", "Workflow", "lower", "narrowed"]
+
+_GLOB = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,21 @@ class Source:
     step: str | None
     column: Column
     position: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an output of the stack is: one scalar column of a step, or several of one type as a list.
+
+    Attributes:
+        step: the step.
+        sources: its columns, in order.
+        column: the output.
+    """
+
+    step: str
+    sources: tuple[Source, ...]
+    column: Column
 
 
 @dataclass(frozen=True)
@@ -87,7 +104,7 @@ class LoweredStep:
         name: the step's name.
         body: what it computes.
         feeds: what it reads.
-        columns: what it makes; a model's are float32 scalars.
+        columns: what it makes; a model's are scalars, and float32 but for whole numbers and booleans of nets.
     """
 
     name: str
@@ -109,7 +126,7 @@ class LoweredStack:
 
     stack: Stack
     steps: tuple[LoweredStep, ...]
-    outputs: Mapping[str, Source]
+    outputs: Mapping[str, Answer]
     tables: Path | None = None
 
 
@@ -157,7 +174,7 @@ def lower(
             case MeanStep():
                 steps[name] = _lower_mean(name, step, reader)
     reader = _Reader("", stack, steps, raw, golden)
-    outputs = {name: reader.one(reference, f"output {name}") for name, reference in stack.outputs.items()}
+    outputs = {name: reader.answer(name, reference) for name, reference in stack.outputs.items()}
     strange = [name for name in stack.inputs if name not in raw and name not in golden]
     if strange:
         near = difflib.get_close_matches(strange[0], list(raw), n=3)
@@ -206,6 +223,25 @@ class _Reader:
         if len(sources) != 1 or sources[0].column.length is not None:
             raise StackError(f"{where} needs one scalar column, but {reference!r} is {len(sources)} columns or a list")
         return sources[0]
+
+    def answer(self, name: str, reference: str) -> Answer:
+        """What an output is: the one scalar column a reference stands for, or with a glob a list of all it matches."""
+        where = f"output {name}"
+        step, pattern = split_reference(reference)
+        if pattern is None or not _GLOB.search(pattern):
+            source = self.one(reference, where)
+            return Answer(step, (source,), Column(name, source.column.dtype))
+        sources = self._expand(reference, where)
+        lists = [source.column.name for source in sources if source.column.length is not None]
+        if lists:
+            raise StackError(f"{where} is {reference!r}, but {lists[0]} holds lists; a list is made of scalar columns")
+        dtypes = dict.fromkeys(source.column.dtype for source in sources)
+        if len(dtypes) > 1:
+            raise StackError(
+                f"{where} is {reference!r}, which stands for columns of {' and '.join(dtypes)} "
+                f"({_some([source.column.name for source in sources])}); a list holds one type: write one for each"
+            )
+        return Answer(step, tuple(sources), Column(name, sources[0].column.dtype, len(sources)))
 
     def _expand(self, reference: str, where: str) -> list[Source]:
         step, pattern = split_reference(reference)
@@ -386,7 +422,8 @@ def _lower_net(
                 step=name,
             )
         feeds.append(Feed(tensor.name, tuple(sources), tensor.dtype, flat=tensor.width is None))
-    columns = tuple(Column(column, "float32") for column in column_names(net.outputs, stack.targets))
+    names = column_names(net.outputs, stack.targets)
+    columns = tuple(map(Column, names, column_dtypes(net.outputs)))
     return LoweredStep(name, net, tuple(feeds), columns)
 
 

@@ -15,6 +15,7 @@ from tristage.export.check import run_placement
 from tristage.export.lower import LoweredStack
 from tristage.export.net import Net
 from tristage.export.place import Placement
+from tristage.export.reference import output_answers
 from tristage.weights import NarrowStep, NarrowWeights
 
 __all__ = ["Measured", "measure_weights"]
@@ -72,9 +73,7 @@ def measure_weights(
                 "the other way round; nothing was exported: choose other weights, or leave them as they were trained"
             )
         steps[step.name] = NarrowStep(narrow.format, difference, narrow.before, narrow.after, tuple(narrow.left))
-    served = {name: tensors[name][kept, 0] for name in lowered.outputs}
-    outputs = {
-        name: largest_difference(answers[source.step or ""][source.column.name][kept], served[name])
-        for name, source in lowered.outputs.items()
-    }
+    wanted = {name: values[kept] for name, values in output_answers(lowered, answers).items()}
+    served = {name: tensors[name][kept].reshape(values.shape) for name, values in wanted.items()}
+    outputs = {name: largest_difference(values, served[name]) for name, values in wanted.items()}
     return Measured(NarrowWeights(steps, outputs), served)

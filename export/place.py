@@ -6,7 +6,7 @@ each dtype, a model emits its answers in one tensor, and a reader picks its colu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -153,7 +153,7 @@ def place(lowered: LoweredStack, max_batch: int, *, native: bool = False) -> Pla
     clash = [name for name in lowered.outputs if name in inputs]
     if clash:
         raise StackError(f"output {clash[0]} has the name of a raw column that goes in; give the output another name")
-    outputs = tuple(Column(name, source.column.dtype) for name, source in lowered.outputs.items())
+    outputs = tuple(answer.column for answer in lowered.outputs.values())
     signature = Signature(stack, max_batch, tuple(inputs.values()), outputs)
     return Placement(signature, tuple(models), lowered.tables)
 
@@ -231,12 +231,13 @@ def _ports(lowered: LoweredStack) -> dict[str, list[_Port]]:
         ports[step.name] = []
         for (name, dtype), positions in sorted(read.items()):
             if name == step.name:
-                chosen = tuple(sorted(positions)) if name in workflows else tuple(range(len(step.columns)))
+                alike = (position for position, column in enumerate(step.columns) if column.dtype == dtype)
+                chosen = tuple(sorted(positions) if name in workflows else alike)
                 width = sum(step.columns[position].width for position in chosen)
                 ports[name].append(_Port(Tensor(_port_name(name, dtype), dtype, width), chosen))
-    for name, output in lowered.outputs.items():
-        assert output.step is not None  # Stack checks it
-        ports[output.step].append(_Port(Tensor(name, output.column.dtype, 1), (output.position,)))
+    for name, answer in lowered.outputs.items():
+        tensor = Tensor(name, answer.column.dtype, answer.column.width)
+        ports[answer.step].append(_Port(tensor, tuple(source.position for source in answer.sources)))
     return ports
 
 
@@ -244,14 +245,14 @@ def _port_name(step: str, dtype: str) -> str:
     return f"{step}__{dtype}"
 
 
-def _runs(sources: Sequence[Source]) -> list[tuple[str | None, list[Source]]]:
-    """Neighbours of one step together; raw columns one by one."""
-    runs: list[tuple[str | None, list[Source]]] = []
+def _runs(sources: Sequence[Source], port: Callable[[Source], str]) -> list[list[Source]]:
+    """Neighbours that are in one port together; raw columns one by one."""
+    runs: list[list[Source]] = []
     for source in sources:
-        if runs and source.step is not None and runs[-1][0] == source.step:
-            runs[-1][1].append(source)
+        if runs and None not in (source.step, runs[-1][0].step) and port(runs[-1][0]) == port(source):
+            runs[-1].append(source)
         else:
-            runs.append((source.step, [source]))
+            runs.append([source])
     return runs
 
 
@@ -293,17 +294,33 @@ def _graph(
                 group = graph.label_encode(feeds["group"], positions, -1)
             answers = _forests(graph, feeds["rows"], forests, group, tables, step.name, native)
         case Net() as net:
-            (answers,) = graph.embed(net.model, feeds)
-            answers = graph.cast(answers, net.dtype, "float32")
+            made = graph.embed(net.model, feeds)
+            return graph.model(
+                _emitted(
+                    graph,
+                    [
+                        (graph.cast(tensor, its.dtype, its.served), its.positions)
+                        for tensor, its in zip(made, net.parts, strict=True)
+                    ],
+                    ports[step.name],
+                )
+            )
         case Mean():
             answers = graph.add("Mean", *feeds.values())
-    width = len(step.columns)
-    return graph.model(
-        [
-            (port.tensor.name, graph.columns(answers, port.positions, width), "float32", port.tensor.width)
-            for port in ports[step.name]
-        ]
-    )
+    return graph.model(_emitted(graph, [(answers, tuple(range(len(step.columns))))], ports[step.name]))
+
+
+def _emitted(
+    graph: GraphBuilder, answers: Sequence[tuple[str, tuple[int, ...]]], ports: Sequence[_Port]
+) -> list[tuple[str, str, str, int]]:
+    """What a model emits: each port's columns, of the tensor among `answers` that holds them."""
+    emitted = []
+    for port in ports:
+        tensor, positions = next(answer for answer in answers if port.positions[0] in answer[1])
+        at = [positions.index(position) for position in port.positions]
+        taken = graph.columns(tensor, at, len(positions))
+        emitted.append((port.tensor.name, taken, port.tensor.dtype, port.tensor.width))
+    return emitted
 
 
 def _forests(
@@ -325,19 +342,25 @@ def _feed(
     graph: GraphBuilder, feed: Feed, steps: Mapping[str, LoweredStep], ports: Mapping[str, list[_Port]], flat: bool
 ) -> str:
     """The tensor of a feed, put together from the ports of the steps it reads; [rows] where it is to be flat."""
+
+    def port_of(source: Source) -> str:
+        assert source.step is not None
+        dtype = feed.dtype if isinstance(steps[source.step].body, Workflow) else source.column.dtype
+        return _port_name(source.step, dtype)
+
     pieces = []
-    for source, run in _runs(feed.sources):
+    for run in _runs(feed.sources, port_of):
+        source = run[0].step
         if source is None:
             column = run[0].column
             piece = graph.input(column.name, column.wire_dtype, column.width)
             pieces.append(graph.cast(piece, column.wire_dtype, feed.dtype))
             continue
-        dtype = feed.dtype if isinstance(steps[source].body, Workflow) else run[0].column.dtype
-        port = next(port for port in ports[source] if port.tensor.name == _port_name(source, dtype))
+        port = next(port for port in ports[source] if port.tensor.name == port_of(run[0]))
         piece = graph.input(port.tensor.name, port.tensor.dtype, port.tensor.width)
         at = _places(steps[source], port)
         piece = graph.columns(piece, [place for item in run for place in at[item.position]], port.tensor.width)
-        pieces.append(graph.cast(piece, dtype, feed.dtype))
+        pieces.append(graph.cast(piece, port.tensor.dtype, feed.dtype))
     tensor = graph.concat(pieces)
     return graph.add("Squeeze", tensor, graph.constant(np.array([1], np.int64))) if flat else tensor
 

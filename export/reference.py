@@ -17,7 +17,7 @@ from tristage.export.lower import Feed, LoweredStack, LoweredStep, Mean, Source,
 from tristage.export.net import Net
 from tristage.serving.nvtabular import TransformFailed, at_serving_time, cut_lists, transform, values
 
-__all__ = ["answer_step", "reference_answers"]
+__all__ = ["answer_step", "output_answers", "reference_answers"]
 
 _CHUNK = 512  # rows a net is asked about at once, which bounds the memory of its activations
 
@@ -41,6 +41,15 @@ def reference_answers(lowered: LoweredStack, frame: Any) -> dict[str, dict[str, 
     return answers
 
 
+def output_answers(lowered: LoweredStack, answers: Mapping[str, Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """What a stack's outputs are by its steps' answers: [rows] of a scalar, [rows, length] of a list."""
+    outputs = {}
+    for name, its in lowered.outputs.items():
+        columns = [np.asarray(answers[its.step][source.column.name]) for source in its.sources]
+        outputs[name] = columns[0] if its.column.length is None else np.stack(columns, axis=1)
+    return outputs
+
+
 def answer_step(
     step: LoweredStep, answers: Mapping[str, Mapping[str, NDArray[Any]]], frame: Any
 ) -> dict[str, NDArray[Any]]:
@@ -62,7 +71,13 @@ def answer_step(
                 net.predict({name: values[start : start + _CHUNK] for name, values in feeds.items()})
                 for start in range(0, len(frame), _CHUNK)
             ]
-            result = np.concatenate(parts)
+            joined = [np.concatenate(its) for its in zip(*parts, strict=True)]
+            by_position = {
+                position: values[:, at]
+                for values, part in zip(joined, net.parts, strict=True)
+                for at, position in enumerate(part.positions)
+            }
+            return {column.name: by_position[position] for position, column in enumerate(step.columns)}
         case Mean():
             result = np.mean(list(feeds.values()), axis=0)
     return {column.name: result[:, number] for number, column in enumerate(step.columns)}

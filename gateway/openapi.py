@@ -66,11 +66,16 @@ def row_schema(served: Served) -> dict[str, Any]:
 
 
 def _prediction_schema(served: Served) -> dict[str, Any]:
-    names = [column.name for column in served.signature.outputs]
+    number = {"type": ["number", "null"], "description": "null stands for NaN"}
     return {
         "type": "object",
-        "properties": {name: {"type": ["number", "null"], "description": "null stands for NaN"} for name in names},
-        "required": names,
+        "properties": {
+            column.name: number
+            if column.length is None
+            else {"type": "array", "items": number, "minItems": column.length, "maxItems": column.length}
+            for column in served.signature.outputs
+        },
+        "required": [column.name for column in served.signature.outputs],
         "additionalProperties": False,
     }
 

@@ -42,5 +42,8 @@ async def answer_by_steps(
             {"name": name, "dtype": str(array.dtype), "values": array.ravel().tolist()} for name, array in made.items()
         ]
         told.append({"step": step.name, "model": step.model, "ms": took, "outputs": outputs})
-    prediction = {column.name: known[column.name].ravel().tolist()[0] for column in served.signature.outputs}
+    prediction = {
+        column.name: known[column.name].item() if column.length is None else known[column.name].ravel().tolist()
+        for column in served.signature.outputs
+    }
     return {"steps": told, "prediction": prediction}

@@ -47,7 +47,8 @@ class Column:
         name: the column's name.
         dtype: one of DTYPES; of a list column, its elements'.
         length: None for a scalar; the maximum number of elements of a list.
-        pad: what fills a list up to `length` (0, NaN or "" unless declared otherwise); None for a scalar.
+        pad: what fills a list up to `length` (0, NaN or "" unless declared otherwise); None for a scalar, and for a
+            list that is always full.
         nullable: whether a null may be sent.
     """
 
@@ -88,7 +89,7 @@ class Signature:
         stack: the stack's name, which is the ensemble's model name.
         max_batch: rows that one request may hold.
         inputs: the columns of a request.
-        outputs: the columns of an answer; all scalar.
+        outputs: the columns of an answer; a list's rows are all of its length, and it has no pad.
     """
 
     stack: str

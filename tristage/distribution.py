@@ -47,7 +47,7 @@ class Distribution:
 def describe(column: Column, values: NDArray[Any]) -> Distribution:
     """The distribution of a column's values as they travel: [rows, 1], or of a list [rows, length]."""
     numbers, texts = _simplify(column, values)
-    kind = "lengths" if column.length is not None else "numbers"
+    kind = "lengths" if _varies(column) else "numbers"
     bounds: tuple[float | int | str, ...]
     if texts is not None:
         kind = "values"
@@ -56,7 +56,7 @@ def describe(column: Column, values: NDArray[Any]) -> Distribution:
     else:
         known = numbers[~np.isnan(numbers)]
         distinct = np.unique(known)
-        if not column.dtype.startswith("float") and column.length is None and len(distinct) <= _CODES:
+        if not column.dtype.startswith("float") and kind == "numbers" and len(distinct) <= _CODES:
             kind, bounds = "values", tuple(map(int, distinct))
         else:
             at = np.linspace(0, 1, _BINS + 1)[1:-1]
@@ -96,9 +96,13 @@ def psi(distribution: Distribution, counts: NDArray[Any]) -> float:
     return float(((actual - expected) * np.log(actual / expected)).sum())
 
 
+def _varies(column: Column) -> bool:
+    return column.length is not None and column.pad is not None
+
+
 def _simplify(column: Column, values: NDArray[Any]) -> tuple[NDArray[np.float64], list[str] | None]:
-    """A column as numbers (of a list how many elements are no pads), or as texts."""
-    if column.length is not None:
+    """A column as numbers (of a list how many elements are no pads, of one that is always full all), or as texts."""
+    if _varies(column):
         if column.dtype == "string":
             pad = str(column.pad)
             given = np.array([[_text(value) != pad for value in row] for row in values.tolist()], bool)

@@ -165,7 +165,8 @@ class Stack:
     Attributes:
         name: letters, digits and underscores; the served ensemble's name.
         steps: name -> step, in any order.
-        outputs: name of an output -> the column it answers, as `step.column`.
+        outputs: name of an output -> the column it answers, as `step.column`; a glob, `step.items*`, answers all that
+            it matches as one list, in the step's order.
         targets: names of what is predicted; a model with as many outputs names its columns after them.
         inputs: list columns' lengths and pads.
         golden: Parquet file of held-out raw rows that the training libraries are asked about, at export.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import inliner, numpy_helper, version_converter
 
 from tristage.errors import ArtifactError
-from tristage.export.net.outputs import NetOutput, join_answers, join_outputs
+from tristage.export.net.outputs import NetOutput, Part, join_answers, join_outputs, parts_of
 from tristage.export.onnx_graph import IR_VERSION, OPSET, OPSET_ML
 from tristage.export.rewrites.finding import Finding
 from tristage.export.tables import LARGE, externalize
@@ -46,11 +46,10 @@ class Net:
     """One converted net.
 
     Attributes:
-        model: the ONNX model; the first dimension of every input and of its one output is the rows.
+        model: the ONNX model; the first dimension of every input and output is the rows.
         inputs: what it reads.
-        outputs: what it answers with; several lie side by side in the one output of `model`.
-        dtype: of the answers.
-        predict: the framework's own answer for arrays by input name: [rows, width].
+        outputs: what it answers with; those of one part lie side by side in one output of `model`.
+        predict: the framework's own answer for arrays by input name: [rows, n] for each part.
         rewritten: what the exact rewrites of its graph found.
         native: whether a framework's own Triton backend answers it; its graph holds a node in its place then, which
             takes [rows, 1] where an input is [rows].
@@ -60,8 +59,7 @@ class Net:
     model: onnx.ModelProto
     inputs: tuple[NetInput, ...]
     outputs: tuple[NetOutput, ...]
-    dtype: str
-    predict: Callable[[Mapping[str, NDArray[Any]]], NDArray[Any]]
+    predict: Callable[[Mapping[str, NDArray[Any]]], list[NDArray[Any]]]
     rewritten: tuple[Finding, ...] = ()
     native: bool = False
     narrow: Narrowed | None = None
@@ -70,6 +68,11 @@ class Net:
     def width(self) -> int:
         """Columns it answers with."""
         return sum(output.width for output in self.outputs)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Its outputs by their types, as `model` has them."""
+        return parts_of(self.outputs)
 
 
 @dataclass(frozen=True)
@@ -145,13 +148,11 @@ def net_from_onnx(
     outputs = tuple(_output(value, what) for value in model.graph.output)
     if names is not None:
         outputs = tuple(replace(output, name=name) for output, name in zip(outputs, names, strict=True))
-    model, dtype = join_outputs(model, [_DTYPES[value.type.tensor_type.elem_type] for value in model.graph.output])
     return Net(
-        model=model,
+        model=join_outputs(model, outputs),
         inputs=inputs,
         outputs=outputs,
-        dtype=dtype,
-        predict=lambda rows: join_answers(predict(rows), dtype),
+        predict=lambda rows: join_answers(predict(rows), outputs),
     )
 
 
@@ -199,4 +200,4 @@ def _output(value: onnx.ValueInfoProto, what: str) -> NetOutput:
             f"{what}: its output {value.name} must have the shape [rows] or [rows, n] with n known; it has "
             f"[{', '.join(str(dim.dim_value or dim.dim_param or '?') for dim in shape)}] {known}"
         )
-    return NetOutput(value.name, None if len(shape) == 1 else shape[1].dim_value)
+    return NetOutput(value.name, None if len(shape) == 1 else shape[1].dim_value, _DTYPES[tensor.elem_type])

@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 
 from tristage.export.net.model import Ask, Examples, Net, NetInput
-from tristage.export.net.outputs import NetOutput, join_answers
+from tristage.export.net.outputs import NetOutput, join_answers, parts_of
 from tristage.export.onnx_graph import ENGINE_DOMAIN, GraphBuilder
 
 __all__ = ["NET_NODE", "NativeBackend", "NativeNet", "NativeTensor", "native_net", "native_of"]
@@ -96,20 +96,22 @@ def native_net(step: str, native: NativeNet, inputs: Sequence[str], outputs: Seq
     read = [graph.input(name, its.dtype, its.width) for name, its in zip(inputs, native.inputs, strict=True)]
     said = {"name": step, "net": native.to_json()}
     made = graph.add_many(NET_NODE, *read, outputs=len(native.outputs), domain=ENGINE_DOMAIN, **said)
-    dtypes = {its.dtype for its in native.outputs}
-    dtype = dtypes.pop() if dtypes in ({"float32"}, {"float64"}) else "float32"
-    answers = graph.concat([graph.cast(t, its.dtype, dtype) for t, its in zip(made, native.outputs, strict=True)])
+    answered = tuple(
+        NetOutput(name, None if its.flat else its.width, its.dtype)
+        for name, its in zip(outputs, native.outputs, strict=True)
+    )
+    answers = []
+    for number, part in enumerate(parts_of(answered)):
+        joined = graph.concat([graph.cast(made[at], answered[at].dtype, part.dtype) for at in part.outputs])
+        answers.append((f"answers{number or ''}", joined, part.dtype, len(part.positions)))
     return Net(
-        model=graph.model([("answers", answers, dtype, sum(its.width for its in native.outputs))]),
+        model=graph.model(answers),
         inputs=tuple(
             NetInput(name, its.dtype, None if its.flat else its.width)
             for name, its in zip(inputs, native.inputs, strict=True)
         ),
-        outputs=tuple(
-            NetOutput(name, None if its.flat else its.width) for name, its in zip(outputs, native.outputs, strict=True)
-        ),
-        dtype=dtype,
-        predict=lambda rows: join_answers(ask(rows), dtype),
+        outputs=answered,
+        predict=lambda rows: join_answers(ask(rows), answered),
         native=True,
     )
 

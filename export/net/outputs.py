@@ -1,4 +1,4 @@
-"""A net's outputs: one tensor or several, named or not, become columns side by side."""
+"""A net's outputs: one tensor or several, named or not, become columns side by side, those of a type together."""
 
 from __future__ import annotations
 
@@ -10,12 +10,24 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
-__all__ = ["NetOutput", "column_names", "distinct", "join_answers", "join_outputs", "score_names"]
+from tristage.export.onnx_graph import onnx_type
+
+__all__ = [
+    "NetOutput",
+    "Part",
+    "column_dtypes",
+    "column_names",
+    "distinct",
+    "join_answers",
+    "join_outputs",
+    "parts_of",
+    "score_names",
+]
 
 _JOINED = "tristage_answers"
-_TYPES = {"float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE}
+_FLOATS = ("float32", "float64")
 
 
 @dataclass(frozen=True)
@@ -24,11 +36,51 @@ class NetOutput:
 
     name: str
     columns: int | None
+    dtype: str = "float32"
 
     @property
     def width(self) -> int:
         """Values a row."""
         return self.columns or 1
+
+
+@dataclass(frozen=True)
+class Part:
+    """Outputs of one type, side by side in a tensor [rows, width].
+
+    Attributes:
+        dtype: of the tensor.
+        served: of the columns: float32 for floats, else the tensor's own, so that an id stays the id it is.
+        outputs: which of the net's outputs lie in it.
+        positions: which of the net's columns they are.
+    """
+
+    dtype: str
+    served: str
+    outputs: tuple[int, ...]
+    positions: tuple[int, ...]
+
+
+def parts_of(outputs: Sequence[NetOutput]) -> tuple[Part, ...]:
+    """A net's outputs by what their columns are served as, in the order in which each comes first."""
+    kinds = [_served(output.dtype) for output in outputs]
+    starts = np.cumsum([0, *(output.width for output in outputs)]).tolist()
+    parts = []
+    for kind in dict.fromkeys(kinds):
+        its = tuple(at for at, other in enumerate(kinds) if other == kind)
+        dtypes = {outputs[at].dtype for at in its}
+        positions = tuple(place for at in its for place in range(starts[at], starts[at + 1]))
+        parts.append(Part(dtypes.pop() if len(dtypes) == 1 else kind, kind, its, positions))
+    return tuple(parts)
+
+
+def column_dtypes(outputs: Sequence[NetOutput]) -> list[str]:
+    """What each of a net's columns is served as."""
+    return [_served(output.dtype) for output in outputs for _ in range(output.width)]
+
+
+def _served(dtype: str) -> str:
+    return "float32" if dtype in _FLOATS else dtype
 
 
 def column_names(outputs: Sequence[NetOutput], targets: Sequence[str]) -> list[str]:
@@ -58,39 +110,42 @@ def score_names(count: int, targets: Sequence[str]) -> list[str]:
     return ["score"] if count == 1 else [f"score{number}" for number in range(count)]
 
 
-def join_outputs(model: onnx.ModelProto, dtypes: Sequence[str]) -> tuple[onnx.ModelProto, str]:
-    """The model with its outputs side by side in one tensor [rows, n], and that tensor's dtype.
+def join_outputs(model: onnx.ModelProto, outputs: Sequence[NetOutput]) -> onnx.ModelProto:
+    """The model with its outputs side by side, in one tensor [rows, n] for each of their parts.
 
     Args:
         model: its outputs have the shapes [rows] or [rows, n]; it is not changed.
-        dtypes: of its outputs; where they differ all become float32, as every column is served.
+        outputs: what they are.
     """
-    values = list(model.graph.output)
-    if len(values) == 1 and len(values[0].type.tensor_type.shape.dim) == 2:
-        return model, dtypes[0]
-    dtype = dtypes[0] if len(set(dtypes)) == 1 and dtypes[0] in _TYPES else "float32"
+    values, parts = list(model.graph.output), parts_of(outputs)
+    if len(parts) == len(outputs) and all(output.columns is not None for output in outputs):
+        return model
     made = onnx.ModelProto()
     made.CopyFrom(model)
     graph = made.graph
     graph.initializer.append(numpy_helper.from_array(np.array([1], np.int64), f"{_JOINED}_axis"))
-    parts = []
-    for at, (value, given) in enumerate(zip(values, dtypes, strict=True)):
-        part = value.name
-        if given != dtype:
-            graph.node.append(helper.make_node("Cast", [part], [f"{_JOINED}_cast{at}"], to=_TYPES[dtype]))
-            part = f"{_JOINED}_cast{at}"
-        if len(value.type.tensor_type.shape.dim) == 1:
-            graph.node.append(helper.make_node("Unsqueeze", [part, f"{_JOINED}_axis"], [f"{_JOINED}_wide{at}"]))
-            part = f"{_JOINED}_wide{at}"
-        parts.append(part)
-    graph.node.append(helper.make_node("Concat", parts, [_JOINED], axis=1))
     del graph.output[:]
-    width = sum(dims[1].dim_value if len(dims := value.type.tensor_type.shape.dim) == 2 else 1 for value in values)
-    graph.output.append(helper.make_tensor_value_info(_JOINED, _TYPES[dtype], ["rows", width]))
-    return made, dtype
+    for number, part in enumerate(parts):
+        kind, pieces = onnx_type(part.dtype), []
+        for at in part.outputs:
+            piece = values[at].name
+            if outputs[at].dtype != part.dtype:
+                graph.node.append(helper.make_node("Cast", [piece], [f"{_JOINED}_cast{at}"], to=kind))
+                piece = f"{_JOINED}_cast{at}"
+            if outputs[at].columns is None:
+                graph.node.append(helper.make_node("Unsqueeze", [piece, f"{_JOINED}_axis"], [f"{_JOINED}_wide{at}"]))
+                piece = f"{_JOINED}_wide{at}"
+            pieces.append(piece)
+        name = f"{_JOINED}{number or ''}"
+        graph.node.append(helper.make_node("Concat", pieces, [name], axis=1))
+        graph.output.append(helper.make_tensor_value_info(name, kind, ["rows", len(part.positions)]))
+    return made
 
 
-def join_answers(answers: Sequence[NDArray[Any]], dtype: str) -> NDArray[Any]:
-    """What a framework answered, of shapes [rows] or [rows, n], side by side."""
-    parts = [answer[:, None] if answer.ndim == 1 else answer for answer in answers]
-    return np.asarray(parts[0]) if len(parts) == 1 else np.concatenate([part.astype(dtype) for part in parts], axis=1)
+def join_answers(answers: Sequence[NDArray[Any]], outputs: Sequence[NetOutput]) -> list[NDArray[Any]]:
+    """What a framework answered, of shapes [rows] or [rows, n], side by side: an array [rows, n] for each part."""
+    wide = [answer[:, None] if answer.ndim == 1 else answer for answer in map(np.asarray, answers)]
+    return [
+        np.concatenate([wide[at].astype(part.dtype, copy=False) for at in part.outputs], axis=1)
+        for part in parts_of(outputs)
+    ]

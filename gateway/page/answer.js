@@ -5,7 +5,7 @@ const SHOWN = 8; // values of a wide output that show at once
 
 export function showAnswer(root, answer) {
   const scores = Object.entries(answer.prediction).map(([name, value]) =>
-    make("div", {}, make("dt", {}, name), make("dd", {}, score(value))),
+    make("div", {}, make("dt", {}, name), make("dd", {}, [value].flat().map(score).join("  "))),
   );
   const rows = answer.steps.map((step) =>
     make(

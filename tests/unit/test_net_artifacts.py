@@ -55,7 +55,7 @@ def agree(net: Net) -> None:
     session = onnxruntime.InferenceSession(net.model.SerializeToString())
     for count in (1, 2, 3, 500):
         given = rows(count)
-        np.testing.assert_allclose(session.run(None, given)[0], net.predict(given), atol=1e-6)
+        np.testing.assert_allclose(session.run(None, given)[0], net.predict(given)[0], atol=1e-6)
 
 
 @pytest.fixture
@@ -79,8 +79,8 @@ class TestModule:
         modes = [part.training for part in module.modules()]
         net = read_net("nn", module, examples={name: torch.from_numpy(values) for name, values in rows(4).items()})
         given = rows(20)
-        first = net.predict(given)
-        np.testing.assert_array_equal(first, net.predict(given))  # no dropout
+        first = net.predict(given)[0]
+        np.testing.assert_array_equal(first, net.predict(given)[0])  # no dropout
         agree(net)
         assert [part.training for part in module.modules()] == modes
 
@@ -135,7 +135,7 @@ class TestTorchScript:
             given = rows(50)
             with torch.no_grad():
                 wanted = module(**_tensors(given)).numpy()
-            np.testing.assert_allclose(net.predict(given), wanted, atol=1e-6)
+            np.testing.assert_allclose(net.predict(given)[0], wanted, atol=1e-6)
 
     def test_without_examples(self, module: Any, tmp_path: Path) -> None:
         torch.jit.trace(module.eval(), example_kwarg_inputs=_tensors(rows(4))).save(tmp_path / "net.pt")

@@ -41,13 +41,13 @@ def rows_of_x(rows: int) -> dict[str, np.ndarray]:
 def agree(net: Net, *, finite: bool = False) -> None:
     """The graph and the framework answer alike; with NaN and infinities among the rows, unless `finite`."""
     session = onnxruntime.InferenceSession(net.model.SerializeToString())
-    assert len(session.get_outputs()) == 1
+    assert len(session.get_outputs()) == len(net.parts)
     for rows in (0, 1, 2, 5, 700):
         given = {name: np.nan_to_num(v, posinf=9, neginf=-9) if finite else v for name, v in rows_of_x(rows).items()}
-        answers, theirs = session.run(None, given)[0], net.predict(given)
-        assert answers.shape == theirs.shape == (rows, net.width)
-        assert str(answers.dtype) == str(theirs.dtype) == net.dtype
-        np.testing.assert_allclose(answers, theirs, rtol=1e-6, atol=1e-6)
+        for part, answers, theirs in zip(net.parts, session.run(None, given), net.predict(given), strict=True):
+            assert answers.shape == theirs.shape == (rows, len(part.positions))
+            assert str(answers.dtype) == str(theirs.dtype) == part.dtype
+            np.testing.assert_allclose(answers, theirs, rtol=1e-6, atol=1e-6)
 
 
 class Pair(NamedTuple):
@@ -99,7 +99,7 @@ class TestTorch:
         given = rows_of_x(6)
         with torch.no_grad():
             wanted = module(torch.from_numpy(given["x"]))
-        answers = read_net("nn", module, examples=given).predict(given)
+        answers = read_net("nn", module, examples=given).predict(given)[0]
         np.testing.assert_array_equal(answers[:, 0], wanted["click"][:, 0].numpy())
         np.testing.assert_array_equal(answers[:, 1:], wanted["buy"].numpy())
 
@@ -122,7 +122,7 @@ class TestKeras:
         given = rows_of_x(5)
         made = model.predict(given, verbose=0)
         like, buy = (made["z_like"], made["a_buy"]) if kind == "dict" else made
-        np.testing.assert_allclose(net.predict(given), np.concatenate([like, buy], 1), rtol=1e-6, equal_nan=True)
+        np.testing.assert_allclose(net.predict(given)[0], np.concatenate([like, buy], 1), rtol=1e-6, equal_nan=True)
 
     def test_saved_model(self, tmp_path: Any) -> None:
         model = self.heads("dict")
@@ -156,12 +156,12 @@ class TestOnnx:
         [
             ((TensorProto.DOUBLE, TensorProto.DOUBLE), "float64"),
             ((TensorProto.DOUBLE, TensorProto.FLOAT), "float32"),
-            ((TensorProto.BOOL, TensorProto.BOOL), "float32"),
+            ((TensorProto.BOOL, TensorProto.BOOL), "bool"),
         ],
     )
     def test_types(self, kinds: tuple[int, int], dtype: str) -> None:
         net = read_net("nn", linear(("a", kinds[0]), ("b", kinds[1])))
-        assert net.dtype == dtype
+        assert net.parts[0].dtype == dtype
         agree(net)
 
     def test_an_output_that_is_no_numbers(self) -> None:

@@ -155,7 +155,7 @@ def test_variables_of_a_saved_model_that_functions_and_loops_read(tmp_path: Path
     for rows in (1, 3, 200):
         given = {"ids": np.random.default_rng(rows).integers(0, ROWS, rows)}
         (answers,) = session.run(None, given)
-        np.testing.assert_allclose(answers, net.predict(given), rtol=1e-5)
+        np.testing.assert_allclose(answers, net.predict(given)[0], rtol=1e-5)
         np.testing.assert_allclose(answers, module(tf.constant(given["ids"])).numpy(), rtol=1e-5)
 
 

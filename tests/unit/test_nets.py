@@ -40,7 +40,7 @@ def served(net: Net, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         one = graph.constant(np.array([1], np.int64))
         feeds[tensor.name] = graph.add("Squeeze", name, one) if tensor.width is None else name
     (answers,) = graph.embed(net.model, feeds)
-    model = graph.model([("out", answers, net.dtype, net.width)])
+    model = graph.model([("out", answers, net.parts[0].dtype, net.width)])
     onnx.checker.check_model(model)
     session = onnxruntime.InferenceSession(model.SerializeToString())
     given = {f"in {name}": value if value.ndim == 2 else value[:, None] for name, value in inputs.items()}
@@ -53,7 +53,7 @@ def agree(artifact: Any, make: Any, *, none: bool = True) -> Net:
     for rows in (1, 3, 64):
         inputs = make(rows)
         answers = served(net, inputs)
-        wanted = net.predict(inputs)
+        wanted = net.predict(inputs)[0]
         assert answers.shape == wanted.shape == (rows, net.width)
         np.testing.assert_allclose(answers, wanted, atol=1e-6)
     if none:
@@ -131,7 +131,7 @@ class TestTorch:
             wanted = module(*(torch.from_numpy(value) for value in inputs.values())).numpy()
         net = read_net("nn", exported(module, *examples().values()))
         np.testing.assert_allclose(served(net, inputs), wanted, atol=1e-6)
-        np.testing.assert_allclose(net.predict(inputs), wanted, atol=1e-6)
+        np.testing.assert_allclose(net.predict(inputs)[0], wanted, atol=1e-6)
 
     def test_double(self) -> None:
         net = agree(

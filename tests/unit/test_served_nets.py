@@ -32,7 +32,7 @@ def agree(net: Net, make: Callable[[int], Mapping[str, np.ndarray]], *, none: bo
     assert [value.name for value in session.get_inputs()] == [tensor.name for tensor in net.inputs]
     for rows in (1, 2, 3, 700, *([0] if none else [])):
         inputs = dict(make(rows))
-        answers, wanted = session.run(None, inputs)[0], net.predict(inputs)
+        answers, wanted = session.run(None, inputs)[0], net.predict(inputs)[0]
         assert answers.shape == wanted.shape == (rows, net.width)
         assert answers.dtype == wanted.dtype
         np.testing.assert_allclose(answers, wanted, atol=1e-6, rtol=1e-6)
@@ -79,7 +79,7 @@ class TestSavedModel:
         ]
         agree(net, features)
         inputs = features(5)
-        np.testing.assert_allclose(net.predict(inputs), model.predict(inputs, verbose=0), atol=1e-6)
+        np.testing.assert_allclose(net.predict(inputs)[0], model.predict(inputs, verbose=0), atol=1e-6)
 
     def test_several_outputs_lie_side_by_side_in_the_order_of_their_names(self, tmp_path: Path) -> None:
         model = keras_net("view", "buy", "like")
@@ -89,13 +89,13 @@ class TestSavedModel:
         inputs = features(5)
         wanted = model.predict(inputs, verbose=0)
         side_by_side = np.concatenate([wanted[name] for name in ("buy", "like", "view")], axis=1)
-        np.testing.assert_allclose(net.predict(inputs), side_by_side, atol=1e-6)
+        np.testing.assert_allclose(net.predict(inputs)[0], side_by_side, atol=1e-6)
 
     def test_what_was_loaded(self, tmp_path: Path) -> None:
         module = Arithmetic()
         tf.saved_model.save(module, str(tmp_path / "net"), signatures=module.__call__.get_concrete_function())
         net = read_net("nn", tf.saved_model.load(str(tmp_path / "net")))
-        assert net.dtype == "float64"
+        assert net.parts[0].dtype == "float64"
 
         def make(rows: int) -> dict[str, np.ndarray]:
             values = RNG.normal(size=rows)
@@ -193,7 +193,7 @@ class TestTorchScript:
         inputs = plain(5)
         with torch.no_grad():
             wanted = module.eval()({name: torch.from_numpy(values) for name, values in inputs.items()})
-        np.testing.assert_allclose(net.predict(inputs), wanted, atol=1e-6)
+        np.testing.assert_allclose(net.predict(inputs)[0], wanted, atol=1e-6)
 
     def test_lists_of_any_length(self) -> None:
         torch.manual_seed(1)
