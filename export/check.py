@@ -183,7 +183,8 @@ def check_answers(
     served = run_placement(placement, inputs)
     for name, answers in expected.items():
         given = served[name].reshape(answers.shape)
-        difference = distance(given, answers).reshape(len(answers), -1).max(axis=1)
+        difference = distance(given, answers)
+        difference = difference if answers.ndim == 1 else difference.max(axis=1)
         row = int(difference.argmax())
         if difference[row] > tolerance:
             raise ParityError(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from tristage.errors import ArtifactError
 from tristage.export.net.model import Ask, Examples, Net, NetConverter, net_from_onnx
+from tristage.export.net.top_k import nan_above_all
 from tristage.export.net.torch_errors import first_line, why_no_export, why_no_onnx
 from tristage.export.onnx_graph import OPSET
 from tristage.export.tables import LARGE, store
@@ -128,7 +129,7 @@ def _convert(program: Any, what: str, tables: Path | None, predict: Ask) -> Net:
     assert exported is not None
     if tables is not None:
         _store_tables(exported.model, tables)
-    return net_from_onnx(exported.model_proto, what, predict, tables, program_answers(program))
+    return nan_above_all(net_from_onnx(exported.model_proto, what, predict, tables, program_answers(program)))
 
 
 def program_answers(program: Any) -> list[str]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tristage.errors import ArtifactError
 from tristage.export.net.model import Examples, Net, NetConverter, NetInput, net_from_onnx
+from tristage.export.net.top_k import nan_above_all
 from tristage.export.net.torch import answer_names, flat_answers, quiet
 from tristage.export.net.torch_errors import first_line
 from tristage.export.onnx_graph import OPSET
@@ -129,7 +130,8 @@ def convert(artifact: Any, what: str, tables: Path | None = None, examples: Exam
             )
     except Exception as error:  # tracer and exporter raise many kinds
         raise ArtifactError(f"{what}: torch cannot write it as ONNX ({first_line(error)}); {_EXPORT}") from error
-    return net_from_onnx(onnx.load_from_string(buffer.getvalue()), what, called.predict, tables, answered)
+    model = onnx.load_from_string(buffer.getvalue())
+    return nan_above_all(net_from_onnx(model, what, called.predict, tables, answered))
 
 
 def _inputs(script: Any, examples: Examples | None, what: str) -> tuple[NetInput, ...]:

@@ -376,6 +376,29 @@ def test_an_answer_of_another_length_is_refused():
         decode({"sum": OUTPUTS["sum"]}, SIGNATURE, [GOOD] * 2)
 
 
+LISTS = Signature("lists", 64, SIGNATURE.inputs, (Column("items", "int64", 2), Column("one", "bool", 1)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", [1, 2])
+def test_lists_come_back_as_lists(kind, rows):
+    items = np.array([[2**60, 2**60 + 1], [-1, 0]])[:rows]
+    got = decode({"items": items, "one": np.ones((rows, 1), bool)}, LISTS, frame(kind, [GOOD] * rows))
+    if kind == "dicts":
+        assert got == [{"items": row, "one": [True]} for row in items.tolist()]
+    elif kind == "pandas":
+        assert [row.tolist() for row in got["items"]] == items.tolist()
+        assert got["items"].iloc[0].dtype == np.int64
+    else:
+        assert got.column("items").to_pylist() == items.tolist()
+        assert got.schema.types == [pa.list_(pa.int64()), pa.list_(pa.bool_())]
+
+
+def test_lists_of_another_length_are_refused():
+    with pytest.raises(InferenceFailed, match=r'shape \(2, 3\) for the output "items" of 2 rows'):
+        decode({"items": np.zeros((2, 3), np.int64)}, LISTS, [GOOD] * 2)
+
+
 def test_other_frames_come_as_an_arrow_stream():
     class Frame:
         def __init__(self, table):

@@ -113,6 +113,34 @@ def test_answers_are_written(tmp_path, name, kind):
     assert [entry.name for entry in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.parametrize("kind", ["dicts", "batch"])
+@pytest.mark.parametrize("name", ["out.parquet", "out.jsonl"])
+def test_lists_are_written(tmp_path, name, kind):
+    path, columns = tmp_path / name, (Column("ids", "int64", 2), Column("p", "float32", 2))
+    rows = [{"ids": [2**60, 1], "p": [0.5, math.nan]}, {"ids": [-1, 0], "p": [0.25, 1.0]}]
+    batch = pa.RecordBatch.from_pydict(
+        {
+            "ids": pa.array([row["ids"] for row in rows]),
+            "p": pa.array([row["p"] for row in rows], pa.list_(pa.float32())),
+        }
+    )
+    with write_rows(str(path), columns) as write:
+        write(rows if kind == "dicts" else batch)
+    if name.endswith("parquet"):
+        table = pq.read_table(path)
+        assert table.schema.types == [pa.list_(pa.int64()), pa.list_(pa.float32())]
+        assert table.column("ids").to_pylist() == [row["ids"] for row in rows]
+    else:
+        read = [json.loads(line) for line in path.read_text().splitlines()]
+        assert read == [{"ids": [2**60, 1], "p": [0.5, None]}, rows[1]]
+
+
+def test_whole_numbers_are_compared_as_such():
+    ids = np.array([2**60, 5])
+    assert largest_difference(ids, ids.copy()) == 0
+    assert largest_difference(ids, ids + 1) >= 1
+
+
 @pytest.mark.parametrize("name", ["out.parquet", "out.jsonl"])
 def test_a_failure_leaves_what_was_there(tmp_path, name):
     path = tmp_path / name

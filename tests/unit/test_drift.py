@@ -91,6 +91,15 @@ class TestDescribe:
             0, 1, 0, 0
         ]  # fmt: skip
 
+    def test_lists_that_are_always_full_by_their_values(self) -> None:
+        ids, scores = Column("ids", "int64", 2), Column("scores", "float32", 2)
+        made = describe(ids, np.array([[7, 9], [9, 3]]))
+        assert made == Distribution("values", (3, 7, 9), (0.25, 0.25, 0.5, 0, 0))
+        np.testing.assert_array_equal(count(made, ids, np.array([[7, 8]])), [0, 1, 0, 1, 0])
+        made = describe(scores, np.array([[0.5, np.nan], [0.25, 1.0]], np.float32))
+        assert made.kind == "numbers"
+        assert made.shares[-1] == 0.25
+
 
 def rows(number: int, seed: int, shift: float = 0.0) -> list[dict[str, object]]:
     draw = np.random.default_rng(seed)

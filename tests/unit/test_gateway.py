@@ -15,7 +15,7 @@ from tristage.errors import InputError
 from tristage.gateway.admission import Admission, Refusal
 from tristage.gateway.example import example_row
 from tristage.gateway.graph import edges, read_steps
-from tristage.gateway.openapi import row_schema
+from tristage.gateway.openapi import _prediction_schema, row_schema
 from tristage.gateway.settings import Settings, read_keys
 from tristage.gateway.triton import Served
 from tristage.manifest import GOLDEN
@@ -109,6 +109,14 @@ def test_an_example_made_up_is_a_good_row() -> None:
     assert properties["bool?"]["type"] == ["boolean", "integer", "null"]
     assert properties["string?2"]["type"] == ["array", "null"]
     assert properties["string?2"]["items"]["type"] == "string"
+
+
+def test_a_list_of_answers_is_described() -> None:
+    signature = Signature("s", 8, COLUMNS, (Column("ids", "int64", 3), Column("y", "float32")))
+    properties = _prediction_schema(Served(signature, (), None, {}))["properties"]
+    assert properties["y"]["type"] == ["number", "null"]
+    assert (properties["ids"]["type"], properties["ids"]["minItems"], properties["ids"]["maxItems"]) == ("array", 3, 3)
+    assert properties["ids"]["items"] == properties["y"]
 
 
 def test_a_golden_example_is_one_that_json_can_say(tmp_path: Path) -> None:
