@@ -43,7 +43,7 @@ class Sizes:
 
 
 SMALL = Sizes(width=16, hidden=24, items=120, length=10, top=5, rows=4_000)
-FULL = Sizes(width=128, hidden=256, items=100_000, length=50, top=100, rows=1_000_000, batch=1_024)
+FULL = Sizes(width=128, hidden=256, items=100_000, length=50, top=10, rows=1_000_000, batch=1_024)
 
 
 class GRUSession(NextItem):

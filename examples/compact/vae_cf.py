@@ -48,7 +48,7 @@ class Sizes:
 
 SMALL = Sizes(hidden=48, latent=16, items=120, length=120, top=10, rows=3_000)
 # MovieLens 20M, as NVIDIA's VAE-CF has it
-FULL = Sizes(hidden=600, latent=200, items=20_108, length=1_000, top=100, rows=116_677, batch=500)
+FULL = Sizes(hidden=600, latent=200, items=20_108, length=1_000, top=10, rows=116_677, batch=500)
 
 
 class VAECF(NextItem):

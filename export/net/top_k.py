@@ -1,4 +1,4 @@
-"""PyTorch ranks NaN above all numbers; in ONNX Runtime's top-k nobody knows where it, and what is beside it, ends up."""
+"""PyTorch ranks NaN above all numbers; in ONNX Runtime's top-k nobody knows where it and its neighbours end up."""
 
 from __future__ import annotations
 
