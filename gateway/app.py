@@ -80,7 +80,7 @@ def create_app(settings: Settings) -> ASGIApp:
     tracing = None if settings.traces is None else Tracing(collector(settings.traces))
     drift = Drift()
     metrics, admission = Metrics(drift), Admission(settings)
-    triton = Triton(settings.url, settings.stack, settings.repository)
+    triton = Triton(settings.url, settings.stack, settings.repository, settings.max_in_flight)
     predictor = Predictor(settings, triton, admission, metrics, drift)
     metrics.in_flight.set_function(lambda: admission.in_flight + triton.late)
     metrics.up.set_function(lambda: float(triton.away is None))
