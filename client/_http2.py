@@ -7,6 +7,7 @@ no table of headers (HEADER_TABLE_SIZE 0), so equal headers are equal bytes and 
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Iterable
 from urllib.parse import unquote
@@ -214,6 +215,7 @@ def method_path(method: str) -> str:
     return _SERVICE + method
 
 
+@functools.lru_cache(maxsize=64)
 def opening_headers(path: str, authority: str) -> bytes:
     """The headers that every call begins with. The server is told no deadline: it would cancel the call then.
 

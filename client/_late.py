@@ -8,7 +8,6 @@ also when its client is closed.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import socket
 import threading
 import time
@@ -60,8 +59,7 @@ class Late:
 
     def _read(self, connection: socket.socket, unary: Unary) -> None:
         end = time.monotonic() + PATIENCE
-        with contextlib.suppress(OSError, ValueError, LookupError):
-            connection.setblocking(True)
+        try:
             while not unary.done:
                 connection.settimeout(time_left(end))
                 data = connection.recv(AT_ONCE)
@@ -69,7 +67,10 @@ class Late:
                     break
                 if answer := unary.take(data):
                     connection.sendall(answer)
-        self._end(connection, threading.current_thread())
+        except (OSError, ValueError, LookupError):  # nobody is left to be told
+            pass
+        finally:
+            self._end(connection, threading.current_thread())
 
     def _end(self, connection: socket.socket, reader: threading.Thread) -> None:
         connection.close()

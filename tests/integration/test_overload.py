@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import time
 import urllib.request
 from collections import Counter
@@ -140,6 +142,13 @@ def test_refusals_do_not_wait_for_those_who_are_inside(repository: Path, tmp_pat
             answers = await asyncio.gather(*(callers.ask(request, HANGS) for _ in range(count)))
             assert {(each.status, each.retry_after) for each in answers} == {(503, True)}
             assert {json.loads(each.body)["error"] for each in answers} == {"full"}
+        # a body that is announced and never comes holds a connection for a moment only
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        writer.write(b"POST /v1/predict HTTP/1.1\r\nHost: a\r\nContent-Length: 9999999\r\n\r\n")
+        answer = await asyncio.wait_for(reader.read(), HANGS)  # to the end of the connection
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"connection: close" in answer
+        writer.close()
         assert not any(each.done() for each in inside)
         closed.unlink()
         assert {each.status for each in await asyncio.gather(*inside)} == {200}
@@ -244,3 +253,16 @@ def test_a_flood_leaves_nothing_behind(repository: Path) -> None:
             assert asyncio.run(alone(url)) == 200
             memory.append(resident_of(url))
         assert memory[1] < memory[0] + GROWTH, memory
+
+
+def test_too_few_files_are_said_before_anybody_is_let_in() -> None:
+    command = [str(Path(sys.executable).with_name("tristage")), "gateway", "--port", "0"]
+    done = subprocess.run(
+        ["sh", "-c", 'ulimit -n 500; exec "$@"', "sh", *command],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "may have 500 files open, and needs" in " ".join(done.stderr.split())

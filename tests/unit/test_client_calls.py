@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from tristage.client import _late
 from tristage.client._async_line import Calls
 from tristage.client._async_transport import AsyncGrpcTransport
 from tristage.client._late import MOST
@@ -287,6 +288,27 @@ def test_late_calls_of_threads_are_read_to_their_end() -> None:
             while transport.late:
                 await asyncio.sleep(0.02)
             assert (echo.inside, len(echo.seen), echo.cancelled) == (0, 5, 0)
+
+    asyncio.run(main())
+
+
+def test_with_as_many_late_calls_threads_begin_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_late, "MOST", 2)
+
+    async def main() -> None:
+        echo = Echo()
+        async with serving(echo) as port:
+            transport = GrpcTransport(Address("grpc", "127.0.0.1", port))
+            asking = [asyncio.to_thread(ask, transport, "slow", 0.1) for _ in range(2)]
+            assert all(
+                isinstance(each, AnswerTooLate) for each in await asyncio.gather(*asking, return_exceptions=True)
+            )
+            with pytest.raises(AnswerTooLate, match="within 0.05 s"):
+                await asyncio.to_thread(ask, transport, "m", 0.05)
+            assert (transport.late, len(echo.seen)) == (2, 2)
+            await asyncio.to_thread(ask, transport)  # as soon as there is room
+            assert len(echo.seen) == 3
+            transport.close()
 
     asyncio.run(main())
 
