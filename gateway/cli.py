@@ -20,7 +20,10 @@ __all__ = ["gateway"]
 # Seconds that an idle connection is kept: longer than callers and proxies keep theirs (mostly 60), since a request that
 # is sent just as this end closes fails
 _KEEP_ALIVE = 75
-_OTHER_FILES = 64  # that the process has open besides connections to callers and to Triton
+# Connections accepted between two looks at the others: uvloop accepts one of each listening socket, so it gets as many
+# of the same. With one, hundreds of callers that came at once waited seconds behind those who asked again and again.
+_ACCEPTED = 128
+_OTHER_FILES = 256  # that the process has open besides connections to callers and to Triton
 
 
 def gateway(
@@ -132,7 +135,7 @@ def gateway(
     )
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again once it has ended
         signal.signal(number, lambda *_: None)
-    uvicorn.Server(config).run(sockets=[listening])
+    uvicorn.Server(config).run(sockets=[listening, *(listening.dup() for _ in range(_ACCEPTED - 1))])
     console.print("ended")
 
 
