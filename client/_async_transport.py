@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from numpy.typing import NDArray
 
 from tristage.client import _wire
+from tristage.client._async_line import Calls
+from tristage.client._http2 import header_block, method_path, opening_headers
+from tristage.client._late import MOST
 from tristage.client._wire import Address, Tensors
 from tristage.errors import InferenceFailed
 
@@ -169,14 +172,22 @@ class AsyncHttpTransport:
 
 
 class AsyncGrpcTransport:
-    """gRPC over one channel."""
+    """gRPC over kept connections, one for each call at once. A late call is never cancelled (`_late`).
 
-    def __init__(self, address: Address) -> None:
+    Args:
+        address: the server's.
+        most_late: calls that nobody waits for any more; with so many no other is begun.
+    """
+
+    def __init__(self, address: Address, most_late: int = MOST) -> None:
         self.url = address.url
         self._target = address.target
-        self._channel: Any = None
-        self._stub: Any = None
-        self._closed = False
+        self._calls = Calls(address, most_late)
+
+    @property
+    def late(self) -> int:
+        """Calls that nobody waits for any more, and the server still works on."""
+        return self._calls.late
 
     async def ready(self, model: str, timeout: float) -> bool:
         try:
@@ -202,32 +213,24 @@ class AsyncGrpcTransport:
         *,
         headers: Mapping[str, str] | None = None,
     ) -> Tensors:
-        answer = await self._ask("infer", model, timeout, _wire.grpc_request(model, inputs, outputs), headers)
+        request = _wire.grpc_request(model, inputs, outputs)
+        answer = await self._call("ModelInfer", request, _wire.asked("infer", model), timeout, headers)
         return _wire.grpc_answer(self.url, model, answer, outputs)
 
     async def close(self) -> None:
-        self._closed = True
-        channel, self._channel = self._channel, None
-        if channel is not None:
-            await channel.close()
+        self._calls.close()
 
-    async def _ask(
-        self, kind: str, model: str, timeout: float, request: Any = None, headers: Mapping[str, str] | None = None
+    async def _ask(self, kind: str, model: str, timeout: float) -> Any:
+        return await self._call(*_wire.grpc_question(kind, model), _wire.asked(kind, model), timeout)
+
+    async def _call(
+        self, method: str, request: Any, what: str, timeout: float, headers: Mapping[str, str] | None = None
     ) -> Any:
-        import grpc
-        from tritonclient.grpc import service_pb2_grpc
-
-        if self._closed:
-            raise _wire.closed(self.url)
-        if self._channel is None:  # not before: gRPC binds the channel to the running loop
-            self._channel = grpc.aio.insecure_channel(self._target, options=_wire.GRPC_OPTIONS)
-            self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        method, question = _wire.grpc_question(kind, model)
-        try:
-            return await getattr(self._stub, method)(
-                question if request is None else request, timeout=timeout, metadata=tuple((headers or {}).items())
-            )
-        except grpc.RpcError as error:
-            raise _wire.grpc_error(self.url, _wire.asked(kind, model), error, timeout) from error
-        except (grpc.aio.UsageError, ValueError) as error:  # closed meanwhile
-            raise _wire.closed(self.url) from error
+        block = opening_headers(method_path(method), self._target)
+        if headers:
+            block += header_block(headers.items())
+        with _wire.grpc_faults(self.url, what, timeout):
+            status, words, body = await self._calls.call(block, request.SerializeToString(), timeout)
+            answer = None if status else _wire.grpc_message(method, body)
+        _wire.check_status(self.url, what, status, words, timeout)
+        return answer

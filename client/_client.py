@@ -106,7 +106,7 @@ class Client:
         return decode(join(answers, outputs), signature, rows)
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection, at once; gRPC calls that are late are read to their end, and not cancelled."""
         self._transport.close()
 
 
@@ -178,7 +178,7 @@ class AsyncClient:
         return decode(join(answers, outputs), signature, rows)
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connections, as `Client.close`."""
         await self._transport.close()
 
     async def _infer(self, stack: str, part: Tensors, outputs: Sequence[str]) -> Tensors:

@@ -7,13 +7,15 @@ no table of headers (HEADER_TABLE_SIZE 0), so equal headers are equal bytes and 
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Iterable
 from urllib.parse import unquote
 
-__all__ = ["INFER", "ConnectionLost", "Unary", "header_block", "opening_headers"]
+__all__ = ["INFER", "ConnectionClosed", "ConnectionLost", "Unary", "header_block", "method_path", "opening_headers"]
 
-INFER = "/inference.GRPCInferenceService/ModelInfer"
+_SERVICE = "/inference.GRPCInferenceService/"
+INFER = f"{_SERVICE}ModelInfer"
 _DATA, _HEADERS, _RESET, _SETTINGS, _PING, _GO_AWAY, _WINDOW, _CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
 _END_STREAM, _END_HEADERS, _ACK, _PADDED, _PRIORITY = 0x1, 0x4, 0x1, 0x8, 0x20
 _WIDE = 2**31 - 1  # the largest flow-control window
@@ -24,6 +26,10 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 class ConnectionLost(OSError):
     """The server closed the connection or the call."""
+
+
+class ConnectionClosed(ConnectionLost):
+    """The caller closed the connection."""
 
 
 class Unary:
@@ -49,6 +55,11 @@ class Unary:
         self._closing = False
         self._result: tuple[int, str] | None = None
         self._known: dict[bytes, tuple[int, str] | None] = {}
+
+    @property
+    def sent(self) -> bool:
+        """Whether the whole message of the call that was begun last was handed out."""
+        return not self._unsent
 
     def opening(self) -> bytes:
         """What a connection begins with: no table of headers, no pushes, wide windows."""
@@ -199,19 +210,23 @@ class Unary:
         return _frame(_WINDOW, 0, 0, struct.pack(">I", received))
 
 
-def opening_headers(path: str, authority: str, timeout: float) -> bytes:
-    """The headers that every call begins with.
+def method_path(method: str) -> str:
+    """The path of one of the service's methods, such as "ModelInfer"."""
+    return _SERVICE + method
+
+
+@functools.lru_cache(maxsize=64)
+def opening_headers(path: str, authority: str) -> bytes:
+    """The headers that every call begins with. The server is told no deadline: it would cancel the call then.
 
     Args:
         path: the method's, such as `INFER`.
         authority: the server's host and port.
-        timeout: seconds that the server may take.
     """
-    milliseconds = max(1, min(int(timeout * 1000), 99_999_999))
     return header_block(
         (
             *((":method", "POST"), (":scheme", "http"), (":path", path), (":authority", authority)),
-            *(("te", "trailers"), ("content-type", "application/grpc"), ("grpc-timeout", f"{milliseconds}m")),
+            *(("te", "trailers"), ("content-type", "application/grpc")),
         )
     )
 

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from tristage.client import _wire
+from tristage.client._http2 import method_path, opening_headers
+from tristage.client._line import Lines
 from tristage.client._wire import Address, Tensors
 from tristage.errors import InferenceFailed
 
@@ -59,7 +61,8 @@ class Transport(Protocol):
 
         Raises:
             InferenceFailed: the server refused the request.
-            ServerUnavailable: nothing answers, or not in time.
+            ServerUnavailable: nothing answers, or not in time. Over gRPC the call is then left to end by itself: to
+                cancel it may end Triton 2.51.
         """
         ...
 
@@ -72,7 +75,11 @@ class Transport(Protocol):
         ...
 
     def close(self) -> None:
-        """Close the connection; later calls raise ServerUnavailable."""
+        """Close the connection, at once; later calls raise ServerUnavailable.
+
+        Over gRPC, calls on their way keep their connections until they have ended, for two minutes at most; a process
+        that ends waits 5 s for those that nobody waits for.
+        """
         ...
 
 
@@ -190,16 +197,17 @@ def _exchange(
 
 
 class GrpcTransport:
-    """gRPC over one channel."""
+    """gRPC over kept connections, one for each thread that asks at once. A late call is never cancelled (`_late`)."""
 
     def __init__(self, address: Address) -> None:
-        import grpc
-        from tritonclient.grpc import service_pb2_grpc
-
         self.url = address.url
-        self._errors: type[grpc.RpcError] = grpc.RpcError
-        self._channel = grpc.insecure_channel(address.target, options=_wire.GRPC_OPTIONS)
-        self._stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._target = address.target
+        self._lines = Lines(address)
+
+    @property
+    def late(self) -> int:
+        """Calls that nobody waits for any more, and the server still works on."""
+        return self._lines.late
 
     def ready(self, model: str, timeout: float) -> bool:
         try:
@@ -217,17 +225,32 @@ class GrpcTransport:
         return _wire.model_names(self.url, self.statistics("", timeout))
 
     def infer(self, model: str, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str], timeout: float) -> Tensors:
-        answer = self._ask("infer", model, timeout, _wire.grpc_request(model, inputs, outputs))
+        request = _wire.grpc_request(model, inputs, outputs)
+        answer = self.call("ModelInfer", request, _wire.asked("infer", model), timeout)
         return _wire.grpc_answer(self.url, model, answer, outputs)
 
-    def close(self) -> None:
-        self._channel.close()
+    def call(self, method: str, request: Any, what: str, timeout: float) -> Any:
+        """Call one of the service's methods.
 
-    def _ask(self, kind: str, model: str, timeout: float, request: Any = None) -> Any:
-        method, question = _wire.grpc_question(kind, model)
-        try:
-            return getattr(self._stub, method)(question if request is None else request, timeout=timeout)
-        except self._errors as error:
-            raise _wire.grpc_error(self.url, _wire.asked(kind, model), error, timeout) from error
-        except ValueError as error:  # what gRPC raises on a closed channel
-            raise _wire.closed(self.url) from error
+        Args:
+            method: its name, such as "ModelInfer".
+            request: its message.
+            what: what is asked, as errors name it.
+            timeout: seconds to wait for the answer.
+
+        Raises:
+            InferenceFailed: the server refused.
+            ServerUnavailable: nothing answers, or not in time.
+        """
+        block = opening_headers(method_path(method), self._target)
+        with _wire.grpc_faults(self.url, what, timeout):
+            status, words, body = self._lines.call(block, request.SerializeToString(), timeout)
+            answer = None if status else _wire.grpc_message(method, body)
+        _wire.check_status(self.url, what, status, words, timeout)
+        return answer
+
+    def close(self) -> None:
+        self._lines.close()
+
+    def _ask(self, kind: str, model: str, timeout: float) -> Any:
+        return self.call(*_wire.grpc_question(kind, model), _wire.asked(kind, model), timeout)

@@ -8,20 +8,20 @@ tensors over HTTP, and tritonclient's protobuf classes over gRPC.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 from urllib.parse import quote, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tristage.client._http2 import ConnectionClosed
 from tristage.columns import DTYPES
 from tristage.errors import AnswerTooLate, InferenceFailed, InputError, ServerUnavailable
-
-if TYPE_CHECKING:
-    import grpc
 
 __all__ = ["Address", "Protocol", "Tensors", "parse_url"]
 
@@ -34,18 +34,6 @@ _TRITON_NAMES = {np.dtype(numpy_name): triton for numpy_name, triton in DTYPES.v
 _NUMPY_DTYPES = {triton: dtype for dtype, triton in _TRITON_NAMES.items()}
 
 _FEW = 16  # strings that are written faster one by one than by NumPy
-
-# An answer is as large as it is; Triton's own limit is the largest that gRPC knows. A proxy from the environment
-# would break loopback, and HTTP here uses none either. Left alone, gRPC would take up to two minutes to
-# see that a server is back.
-GRPC_OPTIONS: list[tuple[str, int]] = [
-    ("grpc.max_send_message_length", 2**31 - 1),
-    ("grpc.max_receive_message_length", 2**31 - 1),
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.use_local_subchannel_pool", 1),  # every client a connection of its own, so that a load test has as many
-]
 
 
 @dataclass(frozen=True)
@@ -166,28 +154,33 @@ def http_error(url: str, what: str, status: int, body: bytes, timeout: float) ->
     return too_late(url, timeout) if status == 504 else refused(url, what, message, str(status))
 
 
-def grpc_error(url: str, what: str, error: grpc.RpcError, timeout: float) -> ServerUnavailable | InferenceFailed:
-    """What gRPC raised as one of our errors."""
-    # every RpcError of a call is a grpc.Call as well, which its type does not say
-    code = getattr(error, "code", lambda: None)()
-    details = getattr(error, "details", lambda: None)() or str(error)
-    return _grpc_fault(url, what, getattr(code, "name", "UNKNOWN"), details, timeout)
+@contextlib.contextmanager
+def grpc_faults(url: str, what: str, timeout: float) -> Iterator[None]:
+    """What goes wrong with a gRPC call inside as one of our errors."""
+    from google.protobuf.message import DecodeError
+
+    try:
+        yield
+    except (TimeoutError, asyncio.TimeoutError) as error:  # two classes before Python 3.11
+        raise too_late(url, timeout) from error
+    except ConnectionClosed as error:
+        raise closed(url) from error
+    except (OSError, UnicodeError) as error:
+        raise unavailable(url, error) from error
+    except (ValueError, LookupError, DecodeError) as error:
+        raise malformed(url, what, error) from error
 
 
-def grpc_refusal(url: str, what: str, status: int, words: str, timeout: float) -> ServerUnavailable | InferenceFailed:
-    """A gRPC status that is not 0 as one of our errors."""
+def check_status(url: str, what: str, status: int, words: str, timeout: float) -> None:
+    """Raise a gRPC status that is not 0 as one of our errors."""
+    if not status:
+        return
     import grpc
 
-    names = {code.value[0]: code.name for code in grpc.StatusCode}
-    return _grpc_fault(url, what, names.get(status, "UNKNOWN"), words, timeout)
-
-
-def _grpc_fault(url: str, what: str, name: str, details: str, timeout: float) -> ServerUnavailable | InferenceFailed:
-    if name == "UNAVAILABLE":
-        return unavailable(url, details)
-    if name == "DEADLINE_EXCEEDED":
-        return too_late(url, timeout)
-    return closed(url) if name == "CANCELLED" else refused(url, what, details, name)
+    name = next((code.name for code in grpc.StatusCode if code.value[0] == status), "UNKNOWN")
+    if name in ("UNAVAILABLE", "CANCELLED"):  # nobody here cancels; a server that ends does
+        raise unavailable(url, words or name)
+    raise too_late(url, timeout) if name == "DEADLINE_EXCEEDED" else refused(url, what, words, name)
 
 
 # --------------------------------------------------------------------------------------------------------- tensors
@@ -334,18 +327,24 @@ def model_names(url: str, statistics: Mapping[str, Any]) -> list[str]:
 
 
 def grpc_question(kind: str, model: str) -> tuple[str, Any]:
-    """The stub's method for one question and its message, empty for "infer"."""
+    """The method for one question, and its message."""
     from tritonclient.grpc import service_pb2
 
     if kind == "ready" and not model:
         return "ServerReady", service_pb2.ServerReadyRequest()
-    method, message = {
-        "ready": ("ModelReady", service_pb2.ModelReadyRequest),
-        "config": ("ModelConfig", service_pb2.ModelConfigRequest),
-        "stats": ("ModelStatistics", service_pb2.ModelStatisticsRequest),
-        "infer": ("ModelInfer", service_pb2.ModelInferRequest),
-    }[kind]
-    return method, message() if kind == "infer" else message(name=model)
+    method = {"ready": "ModelReady", "config": "ModelConfig", "stats": "ModelStatistics"}[kind]
+    return method, getattr(service_pb2, f"{method}Request")(name=model)
+
+
+def grpc_message(method: str, body: bytes) -> Any:
+    """The message that a method answers.
+
+    Raises:
+        DecodeError: `body` is none.
+    """
+    from tritonclient.grpc import service_pb2
+
+    return getattr(service_pb2, f"{method}Response").FromString(body)
 
 
 def grpc_request(model: str, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> Any:

@@ -58,8 +58,9 @@ def model_config(model: PlacedModel, max_batch: int, target: Target, instances: 
         instance_group=[
             pb.ModelInstanceGroup(count=instances, kind=pb.ModelInstanceGroup.Kind.Value(kind)),
         ],
-        # no queue policy: one with a size or a timeout turns Triton's prefetching off, and then a request that comes
-        # just as the last one is answered waits for the batcher's 500 ms timer (seen with 2.51)
+        # no queue policy: one with a size or a timeout, also by priority or with a delay, turns Triton's prefetching
+        # off, and then a request that comes just as the last one is answered waits for the batcher's 500 ms timer
+        # (seen with 2.51)
         dynamic_batching=pb.ModelDynamicBatching(),
         version_policy=pb.ModelVersionPolicy(latest=pb.ModelVersionPolicy.Latest(num_versions=1)),
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 from tristage.gateway.settings import Settings
 
-__all__ = ["RETRY_AFTER", "Admission", "Refusal", "problem"]
+__all__ = ["RETRY_AFTER", "Admission", "Place", "Refusal", "problem"]
 
 RETRY_AFTER = {"Retry-After": "1"}
 
@@ -49,12 +49,13 @@ class Refusal(Exception):
 
 
 class Admission:
-    """The door: keys, rates and the number of requests inside. For one event loop."""
+    """The door: keys, rates, the number of requests inside and the bytes of their bodies. For one event loop."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._tokens: dict[str, tuple[float, float]] = {}  # caller -> requests left, and when that was counted
         self.in_flight = 0
+        self.held = 0  # bytes of bodies
 
     def identify(self, headers: Mapping[str, str]) -> str:
         """The caller's name, "" where no keys are asked for.
@@ -101,8 +102,23 @@ class Admission:
                 headers={"Retry-After": str(math.ceil((1.0 - left) / rate))},
             )
 
+    def full(self, late: int = 0, size: int = 0) -> Refusal | None:
+        """Why no other request is taken now: 503; None where one is.
+
+        Args:
+            late: places taken by requests that nobody waits for any more.
+            size: bytes of its body, as far as they are known.
+        """
+        if self.in_flight + late >= self._settings.max_in_flight:
+            reason = f"{self.in_flight + late} requests are being answered already; try again in a second"
+        elif self.held and self.held + size > self._settings.max_held:
+            reason = f"{self.held} bytes of requests are held already; try again in a second"
+        else:
+            return None
+        return Refusal(503, "full", reason, headers=RETRY_AFTER)
+
     @contextmanager
-    def slot(self, late: int = 0) -> Iterator[None]:
+    def slot(self, late: int = 0) -> Iterator[Place]:
         """A place for one request while it is answered.
 
         Args:
@@ -111,18 +127,43 @@ class Admission:
         Raises:
             Refusal: 503, all places are taken.
         """
-        if self.in_flight + late >= self._settings.max_in_flight:
-            raise Refusal(
-                503,
-                "full",
-                f"{self.in_flight + late} requests are being answered already; try again in a second",
-                headers=RETRY_AFTER,
-            )
+        refusal = self.full(late)
+        if refusal is not None:
+            raise refusal
         self.in_flight += 1
+        place = Place(self)
         try:
-            yield
+            yield place
         finally:
             self.in_flight -= 1
+            self.held -= place.size
+
+
+class Place:
+    """One request's place, and the bytes of its body that are held.
+
+    Attributes:
+        size: how many.
+    """
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self.size = 0
+
+    def hold(self, size: int) -> None:
+        """Hold so many bytes in all.
+
+        Raises:
+            Refusal: 503, all requests together would hold too many.
+        """
+        more = size - self.size
+        if more <= 0:
+            return
+        refusal = self._admission.full(-self._admission.in_flight, more)  # it has its place
+        if refusal is not None:
+            raise refusal
+        self._admission.held += more
+        self.size = size
 
 
 def problem(refusal: Refusal, request_id: str) -> dict[str, Any]:

@@ -25,12 +25,13 @@ from tristage.gateway.admission import Admission, Refusal, problem
 from tristage.gateway.drift import Drift
 from tristage.gateway.envelope import Envelope, request_id
 from tristage.gateway.live import describe, models_now
-from tristage.gateway.metrics import PREDICT, Metrics
+from tristage.gateway.metrics import PREDICT, STEPS, Metrics
 from tristage.gateway.openapi import fill_in
 from tristage.gateway.predict import Predictor
 from tristage.gateway.settings import Settings
 from tristage.gateway.traces import TRACE_CONTEXT, Tracing, trace_of
 from tristage.gateway.triton import Triton
+from tristage.gateway.turning_away import content_length, turn_away
 from tristage.traces import collector
 
 __all__ = ["create_app"]
@@ -68,7 +69,7 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": Problem} for status in statuses}
 
 
-def create_app(settings: Settings) -> ASGIApp:
+def create_app(settings: Settings) -> Envelope:
     """The gateway as an ASGI application.
 
     Args:
@@ -80,7 +81,7 @@ def create_app(settings: Settings) -> ASGIApp:
     tracing = None if settings.traces is None else Tracing(collector(settings.traces))
     drift = Drift()
     metrics, admission = Metrics(drift), Admission(settings)
-    triton = Triton(settings.url, settings.stack, settings.repository)
+    triton = Triton(settings.url, settings.stack, settings.repository, settings.max_in_flight)
     predictor = Predictor(settings, triton, admission, metrics, drift)
     metrics.in_flight.set_function(lambda: admission.in_flight + triton.late)
     metrics.up.set_function(lambda: float(triton.away is None))
@@ -111,7 +112,7 @@ def create_app(settings: Settings) -> ASGIApp:
         """Predict rows: JSON, an Arrow stream or file, or Parquet; answers come in the same kind."""
         return await predictor.predict(request)
 
-    @app.post("/v1/steps", responses=_problems(400, 413, 415, 502, 504) | guarded, response_model=Steps)
+    @app.post(STEPS, responses=_problems(400, 413, 415, 502, 504) | guarded, response_model=Steps)
     async def steps(request: Request) -> Response:
         """Answer one row a step at a time, and show what each step made of it."""
         return _json(await predictor.steps(request))
@@ -179,11 +180,26 @@ def create_app(settings: Settings) -> ASGIApp:
 
     app.openapi = openapi  # type: ignore[method-assign]
     app.mount("/page", StaticFiles(directory=_PAGE), name="page")
-    route = next(each for each in app.routes if getattr(each, "path", "") == PREDICT)
+    routes = {path: each for each in app.routes if (path := getattr(each, "path", "")) in (PREDICT, STEPS)}
 
     async def straight(scope: Scope, receive: Receive, send: Send) -> None:
-        """Predictions go past FastAPI, whose layers cost one row more than what the gateway itself does for it."""
-        if scope["type"] != "http" or scope["path"] != PREDICT or scope["method"] != "POST":
+        """Predictions go past FastAPI, whose layers cost one row more than what the gateway itself does for it.
+
+        What there is no place for goes back from here, unread.
+        """
+        route = routes.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if route is None:
+            await app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        full = admission.full(triton.late, content_length(headers) or 0)
+        if full is not None:
+            scope["route"] = route
+            metrics.refuse(full.code)
+            trace_of(scope).note(refusal=full.code)
+            await turn_away(full, headers, 4 * settings.max_body, scope, receive, send)
+            return
+        if scope["path"] != PREDICT:
             await app(scope, receive, send)
             return
         scope["route"] = route

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import socket
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -19,6 +20,10 @@ __all__ = ["gateway"]
 # Seconds that an idle connection is kept: longer than callers and proxies keep theirs (mostly 60), since a request that
 # is sent just as this end closes fails
 _KEEP_ALIVE = 75
+# Connections accepted between two looks at the others: uvloop accepts one of each listening socket, so it gets as many
+# of the same. With one, hundreds of callers that came at once waited seconds behind those who asked again and again.
+_ACCEPTED = 128
+_OTHER_FILES = 256  # that the process has open besides connections to callers and to Triton
 
 
 def gateway(
@@ -44,6 +49,10 @@ def gateway(
     max_in_flight: Annotated[
         int, typer.Option(help="Requests taken at once; more get 503.", envvar="TRISTAGE_MAX_IN_FLIGHT", min=1)
     ] = 256,
+    max_connections: Annotated[
+        int,
+        typer.Option(help="Connections kept; more get 503 and are closed.", envvar="TRISTAGE_MAX_CONNECTIONS", min=1),
+    ] = 2048,
     max_rows: Annotated[
         int, typer.Option(help="Rows that one request may hold.", envvar="TRISTAGE_MAX_ROWS", min=1)
     ] = 8192,
@@ -83,6 +92,7 @@ def gateway(
     import uvicorn
 
     from tristage.gateway.app import create_app
+    from tristage.gateway.connections import LINGERING, Connections
     from tristage.gateway.settings import Settings
     from tristage.traces import collector, collector_of_environment
 
@@ -93,6 +103,7 @@ def gateway(
         stack=stack,
         repository=repository,
         max_in_flight=max_in_flight,
+        max_connections=max_connections,
         max_rows=max_rows,
         max_body=max_body_mib << 20,
         timeout=timeout,
@@ -102,6 +113,7 @@ def gateway(
         traces=collector(traces) if traces else collector_of_environment(),
     )
     app = create_app(settings)
+    _allow_files(max_connections + LINGERING + max_in_flight + _OTHER_FILES)
     listening = _listen(host, port)
     shown = f"[{host}]" if ":" in host else host
     sent = f"traces   {settings.traces}\n" if settings.traces else ""
@@ -112,6 +124,7 @@ def gateway(
     )
     config = uvicorn.Config(
         app,
+        http=cast(Any, Connections(max_connections, app.metrics.refuse)),  # called as a class would be
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -122,7 +135,7 @@ def gateway(
     )
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again once it has ended
         signal.signal(number, lambda *_: None)
-    uvicorn.Server(config).run(sockets=[listening])
+    uvicorn.Server(config).run(sockets=[listening, *(listening.dup() for _ in range(_ACCEPTED - 1))])
     console.print("ended")
 
 
@@ -138,6 +151,18 @@ def _keys(path: Path | None) -> dict[str, bytes]:
         if not read_keys(text):  # an empty file must not open the door
             raise InputError(f"the API keys {path} hold no key; write name:key, one a line")
     return read_keys(text)
+
+
+def _allow_files(wanted: int) -> None:
+    """Let this process have as many files open: where it may not, accepting a connection fails, and all others wait."""
+    most, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most != resource.RLIM_INFINITY and most < wanted:
+        if hard != resource.RLIM_INFINITY and hard < wanted:
+            raise InputError(
+                f"this process may have {hard} files open, and needs {wanted}; raise the limit (ulimit -Hn, "
+                "LimitNOFILE), or lower --max-connections or --max-in-flight"
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _listen(host: str, port: int) -> socket.socket:

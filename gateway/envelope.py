@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import JSONResponse
 
 from tristage.gateway.admission import Refusal, problem
-from tristage.gateway.metrics import Metrics
+from tristage.gateway.metrics import PREDICT, STEPS, Metrics
 from tristage.gateway.traces import Tracing, Untraced
 
 if TYPE_CHECKING:
@@ -28,15 +28,19 @@ _POLICY = b"content-security-policy"
 _SAFE = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
 _ON_PAGE, _ON_DOCS = ([*_SAFE, (_POLICY, policy)] for policy in (_PAGE, _DOCS))
 _UNKEPT = (b"cache-control", b"no-store")
-_TRACED = frozenset({"/v1/predict", "/v1/steps"})
+_TRACED = frozenset({PREDICT, STEPS})
 
 
 class Envelope:
-    """ASGI middleware around the application."""
+    """ASGI middleware around the application.
+
+    Attributes:
+        metrics: what counts the application's requests.
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None) -> None:
         self._app = app
-        self._metrics = metrics
+        self.metrics = metrics
         self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,7 +81,7 @@ class Envelope:
             await JSONResponse(problem(fault, name), 500)(scope, receive, wrapped)
         finally:
             route = getattr(scope.get("route"), "path", "other")
-            self._metrics.count(route, status or 499, time.perf_counter() - began)
+            self.metrics.count(route, status or 499, time.perf_counter() - began)
             trace.end(route, status or 499)
 
 

@@ -11,13 +11,13 @@ from prometheus_client.registry import Collector
 
 from tristage.gateway.drift import Drift
 
-__all__ = ["Metrics"]
+__all__ = ["PREDICT", "STEPS", "Metrics"]
 
 _SECONDS = (
     *(0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.004, 0.006, 0.008, 0.012, 0.016, 0.024, 0.032, 0.05, 0.075),
     *(0.1, 0.15, 0.25, 0.4, 0.7, 1.0, 2.0, 5.0, 10.0, 30.0),
 )
-PREDICT = "/v1/predict"
+PREDICT, STEPS = "/v1/predict", "/v1/steps"
 
 
 class _Collected(Collector):

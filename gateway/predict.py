@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from tristage.client.codec import decode, encode_and_count
 from tristage.errors import AnswerTooLate, InferenceFailed, InputError, ServerError
-from tristage.gateway.admission import RETRY_AFTER, Admission, Refusal
+from tristage.gateway.admission import RETRY_AFTER, Admission, Place, Refusal
 from tristage.gateway.bodies import JSON, KINDS, Limits, TooLarge, find_kind, parse_json
 from tristage.gateway.drift import Drift
 from tristage.gateway.envelope import request_id
@@ -54,11 +54,11 @@ class Predictor:
         content_type = request.headers.get("content-type", "")
         kind = find_kind(content_type)
         deadline = self._deadline(request)
-        with self._admitted(request), _refusals():
+        with self._admitted(request) as place, _refusals():
             if kind is None:
                 raise Refusal(415, "kind", f"{content_type} is not taken; send one of {', '.join(KINDS)}")
             served = self.served()
-            body = await self._body(request, deadline)
+            body = await self._body(request, deadline, place)
 
             def read() -> tuple[Any, Any]:
                 rows = kind.read(body, self._limits)
@@ -85,11 +85,11 @@ class Predictor:
     async def steps(self, request: Request) -> dict[str, Any]:
         """One row, answered step by step."""
         deadline = self._deadline(request)
-        with self._admitted(request), _refusals():
+        with self._admitted(request) as place, _refusals():
             if find_kind(request.headers.get("content-type", "")) is not JSON:
                 raise Refusal(415, "kind", f"this takes {JSON.media_type} only")
             served = self.served()
-            document = parse_json(await self._body(request, deadline))
+            document = parse_json(await self._body(request, deadline, place))
             if not isinstance(document, dict) or set(document) != {"row"} or not isinstance(document["row"], dict):
                 raise InputError('the body must be one JSON object, {"row": {...}}, and nothing else')
             tensors, _ = encode_and_count([document["row"]], served.signature)
@@ -110,10 +110,10 @@ class Predictor:
         return self._triton.served
 
     @contextmanager
-    def _admitted(self, request: Request) -> Iterator[None]:
+    def _admitted(self, request: Request) -> Iterator[Place]:
         self._admission.spend(self._admission.identify(request.headers))
-        with self._admission.slot(self._triton.late):
-            yield
+        with self._admission.slot(self._triton.late) as place:
+            yield place
 
     def _deadline(self, request: Request) -> float:
         text = request.headers.get("x-request-timeout-ms")
@@ -124,22 +124,25 @@ class Predictor:
             asked = min(asked, int(text) / 1000)
         return time.monotonic() + asked
 
-    async def _body(self, request: Request, deadline: float) -> bytes:
+    async def _body(self, request: Request, deadline: float, place: Place) -> bytes:
         async with seconds(max(deadline - time.monotonic(), 0)):
-            return await self._stream(request)
+            return await self._stream(request, place)
 
-    async def _stream(self, request: Request) -> bytes:
+    async def _stream(self, request: Request, place: Place) -> bytes:
         most = self._settings.max_body
         refusal = Refusal(413, "size", f"the body holds more than {most} bytes; send the rows in several requests")
         length = request.headers.get("content-length", "0")
         if length.isdigit() and int(length) > 4 * most:
             raise refusal
+        if length.isdigit():
+            place.hold(min(int(length), most))
         parts, size = [], 0
         async for part in request.stream():
             size += len(part)
             if size > 4 * most:
                 raise refusal
             if size <= most:
+                place.hold(size)
                 parts.append(part)
         if size > most:  # read to its end, since a caller that is still sending would see a broken connection only
             raise refusal

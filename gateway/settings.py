@@ -22,6 +22,7 @@ class Settings:
         stack: the stack's name, where the server has several.
         repository: the repository that the server serves, for steps' names, versions, checksums and an example row.
         max_in_flight: requests taken at once; the next is refused with 503.
+        max_connections: callers' connections kept; the next is answered 503 and closed.
         max_rows: rows that one request may hold.
         max_body: bytes that one request's body may hold, and those that it may hold once decompressed, four times.
         timeout: seconds that a request may take; its X-Request-Timeout-Ms may ask for less.
@@ -35,6 +36,7 @@ class Settings:
     stack: str | None = None
     repository: Path | None = None
     max_in_flight: int = 256
+    max_connections: int = 2048
     max_rows: int = 8192
     max_body: int = 16 << 20
     timeout: float = 10.0
@@ -42,6 +44,11 @@ class Settings:
     rate: float | None = None
     origins: tuple[str, ...] = ()
     traces: str | None = None
+
+    @property
+    def max_held(self) -> int:
+        """Bytes that the bodies of all requests may hold together."""
+        return 16 * self.max_body
 
 
 def read_keys(text: str) -> dict[str, bytes]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tristage.client._async_transport import connect_async
+from tristage.client._async_transport import AsyncGrpcTransport, AsyncHttpTransport
 from tristage.client._client import ask_stack_async, find_signature, join, split
 from tristage.client._wire import Tensors, parse_url
 from tristage.columns import Signature
@@ -24,7 +24,6 @@ from tristage.errors import (
     ServerUnavailable,
     TristageError,
 )
-from tristage.gateway.calls import Calls
 from tristage.gateway.drift import read_reference
 from tristage.gateway.example import example_row
 from tristage.gateway.graph import Step, read_steps
@@ -63,12 +62,19 @@ class Served:
 
 
 class Triton:
-    """One connection, for one event loop. `watch` has to run beside; it keeps `served` and `away` true."""
+    """One connection, for one event loop. `watch` has to run beside; it keeps `served` and `away` true.
 
-    def __init__(self, url: str, stack: str | None, repository: Path | None) -> None:
-        self._transport = connect_async(url)
+    Args:
+        url: the server's.
+        stack: the stack's name, where the server has several.
+        repository: what the server serves, where that is known.
+        most_late: calls that nobody waits for any more; with so many no other is begun.
+    """
+
+    def __init__(self, url: str, stack: str | None, repository: Path | None, most_late: int) -> None:
         address = parse_url(url)
-        self._calls = Calls(address, _HUNG) if address.protocol == "grpc" else None
+        self._grpc = AsyncGrpcTransport(address, most_late) if address.protocol == "grpc" else None
+        self._transport = self._grpc or AsyncHttpTransport(address)
         self._stack = stack
         self._repository = repository
         self._seen = ""  # the configuration that `served` was made of
@@ -83,7 +89,7 @@ class Triton:
     @property
     def late(self) -> int:
         """Calls that nobody waits for any more, and Triton still works on."""
-        return len(self._late) + (0 if self._calls is None else self._calls.late)
+        return len(self._late) + (0 if self._grpc is None else self._grpc.late)
 
     @property
     def url(self) -> str:
@@ -141,8 +147,8 @@ class Triton:
         seconds = max(deadline - time.monotonic(), 0.0)
         passed_on = {**headers, "x-request-timeout-ms": str(int(seconds * 1000))}
         try:
-            if self._calls is not None:
-                return await self._calls.infer(model, tensors, outputs, seconds, passed_on)
+            if self._grpc is not None:
+                return await self._grpc.infer(model, tensors, outputs, seconds, headers=passed_on)
             return await self._ask_http(model, tensors, outputs, seconds, passed_on)
         except AnswerTooLate:
             raise
@@ -183,8 +189,6 @@ class Triton:
         deadline = time.monotonic() + _LAST
         while self.late and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
-        if self._calls is not None:
-            self._calls.close()
         await self._transport.close()
 
     async def _look(self) -> None:

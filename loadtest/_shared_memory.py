@@ -22,6 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tristage.client import _wire
+from tristage.client._late import Late
+from tristage.client._transport import GrpcTransport
 from tristage.client._wire import Address
 from tristage.columns import DTYPES, Column
 from tristage.errors import InferenceFailed, InputError, ServerError
@@ -57,6 +59,7 @@ class SharedMemoryWire:
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._inputs: _Region | None = None
+        self._late = Late()
 
     def encode(self, requests: Sequence[Tensors]) -> list[bytes]:
         from tritonclient.grpc import service_pb2
@@ -79,7 +82,7 @@ class SharedMemoryWire:
         return messages
 
     def open(self, timeout: float) -> Sender:
-        return _SharedMemorySender(self, Http2(self._address, INFER, self._model, timeout))
+        return _SharedMemorySender(self, Http2(self._address, INFER, self._model, timeout, self._late))
 
     def check(self, answer: tuple[bytes, _Answers], rows: int) -> None:
         from tritonclient.grpc import service_pb2
@@ -194,15 +197,11 @@ class _Region:
             self.memory.unlink()
 
     def _ask(self, method: str, **fields: Any) -> None:
-        import grpc
-        from tritonclient.grpc import service_pb2, service_pb2_grpc
+        from tritonclient.grpc import service_pb2
 
         request = getattr(service_pb2, f"{method}Request")(**fields)
-        with grpc.insecure_channel(self._address.target, options=_wire.GRPC_OPTIONS) as channel:
-            try:
-                getattr(service_pb2_grpc.GRPCInferenceServiceStub(channel), method)(request, timeout=_ASK_S)
-            except grpc.RpcError as error:
-                raise _wire.grpc_error(self._address.url, f"the region {self.name}", error, _ASK_S) from error
+        with contextlib.closing(GrpcTransport(self._address)) as transport:
+            transport.call(method, request, f"the region {self.name}", _ASK_S)
 
 
 def _no_room(size: int, error: OSError) -> InputError:

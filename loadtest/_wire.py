@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tristage.client import _wire
 from tristage.client._http2 import INFER
+from tristage.client._late import Late
 from tristage.client._wire import Address
 from tristage.errors import InferenceFailed, TristageError
 from tristage.loadtest._http1 import Http1
@@ -114,12 +115,13 @@ class GrpcWire:
         self._address = address
         self._model = model
         self._outputs = list(outputs)
+        self._late = Late()
 
     def encode(self, requests: Sequence[Tensors]) -> list[bytes]:
         return [_wire.grpc_request(self._model, request, self._outputs).SerializeToString() for request in requests]
 
     def open(self, timeout: float) -> Sender:
-        return Http2(self._address, INFER, self._model, timeout)
+        return Http2(self._address, INFER, self._model, timeout, self._late)
 
     def check(self, answer: bytes, rows: int) -> None:
         from google.protobuf.message import DecodeError

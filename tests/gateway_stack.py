@@ -41,6 +41,8 @@ _FEATURES = """
         word = x("class")
         if word[0, 0] == b"sleep":
             time.sleep(1.5)
+        while word[0, 0].startswith(b"/") and os.path.exists(word[0, 0]):
+            time.sleep(0.01)
         if word[0, 0] == b"nap":
             time.sleep(0.02)
         if word[0, 0] == b"crash":
@@ -67,6 +69,7 @@ _SCORE = """
         return {"click": trees[:, :1] + net[:, :1], "buy": (trees[:, 1:] + net[:, 1:] + f[:, 4:]).astype(np.float64)}
 """
 _MODEL = """
+import os
 import time
 import numpy as np
 import triton_python_backend_utils as pb_utils

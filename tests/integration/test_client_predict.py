@@ -10,6 +10,7 @@ import shutil
 import signal
 import threading
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -27,6 +28,7 @@ from tristage.columns import NULL_STRING, SIGNATURE_PARAMETER, Column, Signature
 from tristage.errors import InferenceFailed, InputError, ParityError, RepositoryError, ServerError, ServerUnavailable
 from tristage.manifest import GOLDEN, Manifest, checksums, write_manifest
 from tristage.serving import serve
+from tristage.serving.triton import ADMIN_HEADER
 
 SIGNATURE = Signature(
     "tiny",
@@ -56,6 +58,8 @@ class TritonPythonModel:
             word = x("word")
             if word[0, 0] == b"sleep":
                 time.sleep(1.5)
+            if word[0, 0] == b"nap":
+                time.sleep(0.1)
             if word[0, 0] == b"fail":
                 answers.append(pb_utils.InferenceResponse([], pb_utils.TritonError("the model is unwell")))
                 continue
@@ -352,6 +356,71 @@ def test_too_late_is_said_and_the_next_answer_is_its_own(url):
             client.predict([{**rows[0], "word": "sleep"}])
         client.timeout = 30.0
         assert client.predict(rows[1:]) == [answer(row) for row in rows[1:]]
+
+
+LATE, LIMIT = 64, 0.05  # calls whose time is up, and after how many seconds
+
+
+def log_verbosely(url, key):
+    """Triton then logs every step of a gRPC call, and its cancellation."""
+    body = json.dumps({"log_verbose_level": 1}).encode()
+    urllib.request.urlopen(urllib.request.Request(f"{url}/v2/logging", body, {ADMIN_HEADER: key}), timeout=10).read()
+
+
+def ask_too_late_in_threads(url, nap):
+    with Client(url) as client:
+        client.signature  # noqa: B018 - asked for while there is time
+        client.timeout = LIMIT
+
+        def ask(_):
+            began = time.monotonic()
+            with pytest.raises(ServerUnavailable, match="did not answer within 0.05 s"):
+                client.predict([nap])
+            return time.monotonic() - began
+
+        with ThreadPoolExecutor(8) as pool:
+            took = list(pool.map(ask, range(LATE)))
+        closing_began = time.monotonic()
+    return took, time.monotonic() - closing_began
+
+
+async def ask_too_late_at_once(url, nap):
+    async with AsyncClient(url, concurrency=8) as client:
+        await client.signature()
+        client.timeout = LIMIT
+
+        async def ask():
+            began = time.monotonic()
+            with pytest.raises(ServerUnavailable, match="did not answer within 0.05 s"):
+                await client.predict([nap])
+            return time.monotonic() - began
+
+        took = []
+        for _ in range(LATE // 8):
+            took += await asyncio.gather(*(ask() for _ in range(8)))
+        closing_began = time.monotonic()
+    return took, time.monotonic() - closing_began
+
+
+@pytest.mark.parametrize("how", ["threads", "asyncio"])
+def test_deadlines_cancel_nothing_in_the_server(repository, how):
+    row, lines = some_rows(1)[0], []
+    with start(repository, log=lines.append, admin_key="k" * 32) as server:
+        log_verbosely(server.http_url, "k" * 32)
+        nap = {**row, "word": "nap"}
+        if how == "threads":
+            took, closing = ask_too_late_in_threads(server.grpc_url, nap)
+        else:
+            took, closing = asyncio.run(ask_too_late_at_once(server.grpc_url, nap))
+        assert len(took) == LATE
+        assert max(took) < LIMIT + 5  # where the server's own time would be 6 s and more
+        assert closing < 5
+        with Client(server.grpc_url, timeout=60.0) as client:
+            assert client.predict([row]) == [answer(row)]
+        requests_so_far(server.http_url)
+        assert server.alive()
+    assert sum("rpc_ok=1" in line for line in lines) > LATE  # the log would tell
+    assert not [line for line in lines if "cancel" in line.lower()]
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
+from tristage.client._late import Late
 from tristage.client._wire import Address
 from tristage.errors import InferenceFailed, ServerUnavailable
 from tristage.loadtest._http1 import Http1
@@ -170,7 +171,7 @@ def echo(stream: int, asked: bytes) -> bytes:
 def test_grpc_calls_one_after_the_other():
     server = Grpc(echo)
     with serving(server, "grpc") as address:
-        sender = Http2(address, "/s/m", "m", 10)
+        sender = Http2(address, "/s/m", "m", 10, Late())
         for number in range(5):
             assert sender.send(b"request %d" % number) == b"request %d" % number
         sender.close()
@@ -223,7 +224,7 @@ def test_grpc_keeps_to_the_servers_windows_and_frames():
     body = bytes(range(256)) * 3000  # far beyond every window
     server = Strict()
     with serving(server, "grpc") as address:
-        sender = Http2(address, "/s/m", "m", 10)
+        sender = Http2(address, "/s/m", "m", 10, Late())
         for request in (b"small", body, body):
             assert sender.send(request) == request
         sender.close()
@@ -241,7 +242,7 @@ def test_grpc_answers_pings_and_reads_padding_and_continued_headers():
 
     server = Grpc(reply)
     with serving(server, "grpc") as address:
-        sender = Http2(address, "/s/m", "m", 10)
+        sender = Http2(address, "/s/m", "m", 10, Late())
         for _ in range(2):
             assert sender.send(b"hello") == b"hello"
         sender.close()
@@ -268,7 +269,7 @@ def test_grpc_answers_pings_and_reads_padding_and_continued_headers():
 )
 def test_grpc_answers_that_are_none(reply, error: type[Exception], says: str):
     with serving(Grpc(reply), "grpc") as address:
-        sender = Http2(address, "/s/m", "m", 10)
+        sender = Http2(address, "/s/m", "m", 10, Late())
         for _ in range(2):  # and it can go on after each
             with pytest.raises(error, match=says):
                 sender.send(b"hello")
@@ -277,9 +278,9 @@ def test_grpc_answers_that_are_none(reply, error: type[Exception], says: str):
 
 def test_grpc_says_when_it_is_too_late_or_gone():
     with serving(Grpc(lambda stream, asked: b""), "grpc") as address:
-        sender = Http2(address, "/s/m", "m", 0.3)
+        sender = Http2(address, "/s/m", "m", 0.3, Late())
         with pytest.raises(ServerUnavailable, match="within 0.3 s"):
             sender.send(b"hello")
         sender.close()
     with pytest.raises(ServerUnavailable):
-        Http2(address, "/s/m", "m", 10).send(b"hello")
+        Http2(address, "/s/m", "m", 10, Late()).send(b"hello")
