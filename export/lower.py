@@ -17,6 +17,7 @@ from tristage.columns import Column
 from tristage.errors import ArtifactError, StackError
 from tristage.export.forest import ForestSet, read_forests
 from tristage.export.forest.read import find_forests
+from tristage.export.mean import Mean
 from tristage.export.net import Net, read_net
 from tristage.export.net.backends import check_backend, write_native
 from tristage.export.net.outputs import column_dtypes, column_names, score_names
@@ -86,11 +87,6 @@ class Workflow:
 
     fitted: Any
     served: CompiledWorkflow | InterpretedWorkflow
-
-
-@dataclass(frozen=True)
-class Mean:
-    """The mean of equally wide feeds."""
 
 
 Body = Workflow | ForestSet | Net | Mean
@@ -448,18 +444,20 @@ def narrowed(lowered: LoweredStack) -> LoweredStack:
 
 
 def _lower_mean(name: str, step: MeanStep, reader: _Reader) -> LoweredStep:
-    groups = [reader.many([reference]) for reference in step.mean]
+    references = step.references()
+    groups = [reader.many([reference]) for reference in references]
     names = [[source.column.name for source in sources] for sources in groups]
-    for reference, other in zip(step.mean, names, strict=True):
+    for reference, other in zip(references, names, strict=True):
         if sorted(other) != sorted(names[0]):
             raise StackError(
-                f"step {name} averages {step.mean[0]} ({_some(names[0])}) with {reference} ({_some(other)})", step=name
+                f"step {name} averages {references[0]} ({_some(names[0])}) with {reference} ({_some(other)})", step=name
             )
     feeds = []
     for number, sources in enumerate(groups):
         by_name = {source.column.name: source for source in sources}
         feeds.append(Feed(f"of{number}", tuple(by_name[column] for column in names[0]), "float32"))
-    return LoweredStep(name, Mean(), tuple(feeds), tuple(Column(column, "float32") for column in names[0]))
+    body = Mean(step.shares(), step.average == "logits", step.temperature, step.bias)
+    return LoweredStep(name, body, tuple(feeds), tuple(Column(column, "float32") for column in names[0]))
 
 
 def _some(names: Sequence[str]) -> str:

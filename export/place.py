@@ -19,7 +19,8 @@ from tristage.export.forest import ForestSet
 from tristage.export.forest.engines import write_default
 from tristage.export.forest.native import add_checkpoint
 from tristage.export.forest.to_onnx import add_forests
-from tristage.export.lower import Feed, LoweredStack, LoweredStep, Mean, Source, Workflow
+from tristage.export.lower import Feed, LoweredStack, LoweredStep, Source, Workflow
+from tristage.export.mean import Mean
 from tristage.export.net import Net
 from tristage.export.net.native import NativeNet
 from tristage.export.onnx_graph import ENGINE_DOMAIN, GraphBuilder
@@ -306,7 +307,7 @@ def _graph(
                 )
             )
         case Mean():
-            answers = graph.add("Mean", *feeds.values())
+            answers = step.body.lower(graph, list(feeds.values()))
     return graph.model(_emitted(graph, [(answers, tuple(range(len(step.columns))))], ports[step.name]))
 
 

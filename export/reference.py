@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from tristage.errors import ArtifactError
 from tristage.export.forest import ForestSet
-from tristage.export.lower import Feed, LoweredStack, LoweredStep, Mean, Source, Workflow
+from tristage.export.lower import Feed, LoweredStack, LoweredStep, Source, Workflow
+from tristage.export.mean import Mean
 from tristage.export.net import Net
 from tristage.serving.nvtabular import TransformFailed, at_serving_time, cut_lists, transform, values
 
@@ -79,7 +80,7 @@ def answer_step(
             }
             return {column.name: by_position[position] for position, column in enumerate(step.columns)}
         case Mean():
-            result = np.mean(list(feeds.values()), axis=0)
+            result = step.body.predict(list(feeds.values()))
     return {column.name: result[:, number] for number, column in enumerate(step.columns)}
 
 

@@ -120,7 +120,22 @@ def _net(name: str, raw: Mapping[str, Any], here: Path) -> Step:
 
 
 def _mean(name: str, raw: Mapping[str, Any], here: Path) -> Step:
-    return MeanStep(_texts(raw["mean"], f"mean of step {name}"))
+    where = f"step {name}"
+    weights = raw.get("weights")
+    if isinstance(weights, str):
+        weights = here / weights
+    elif weights is not None:
+        weights = _mapping(weights, f"weights of {where} (step: weight, or a JSON file that holds them)")
+    numbers = {key: raw[key] for key in ("temperature", "bias") if key in raw}
+    try:
+        return MeanStep(
+            _texts(raw["mean"], f"mean of {where}"),
+            weights=weights,
+            average=_text(raw.get("average", "predictions"), f"average of {where}"),
+            **numbers,
+        )
+    except StackError as error:
+        raise StackError(f"{where}: {error}", step=name) from None
 
 
 # the key that says a step's kind -> the other keys it may have, and what builds it
@@ -128,7 +143,7 @@ _STEPS: Mapping[str, tuple[tuple[str, ...], Callable[[str, Mapping[str, Any], Pa
     "workflow": ((), _workflow),
     "forest": (("reads", "group", "average", "margins"), _forest),
     "net": (("reads", "rewrites", "examples", "backend", "weights"), _net),
-    "mean": ((), _mean),
+    "mean": (("weights", "average", "temperature", "bias"), _mean),
 }
 
 

@@ -7,6 +7,7 @@ A step reads columns and makes columns. References are written `step.column`, `s
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 from tristage.errors import StackError
+from tristage.mean_weights import is_number, read_weights
 from tristage.weights import WEIGHT_FORMATS
 
 __all__ = [
@@ -143,16 +145,49 @@ class NetStep:
 
 @dataclass(frozen=True)
 class MeanStep:
-    """The mean of several steps, column by column; the steps have columns of the same names."""
+    """The mean of several steps, column by column; the steps have columns of the same names.
+
+    Attributes:
+        mean: the steps.
+        weights: step -> weight, or the JSON file of such an object, as a search for weights leaves it; they need not
+            sum to 1. A step of weight 0 is not served, nor what only it reads. None: all weigh the same.
+        average: "predictions", or "logits", which are log(p / (1 - p)) of predictions between 0 and 1: their mean's
+            sigmoid is answered. Predictions are taken to be at least 2**-24 from 0 and from 1.
+        temperature: what the mean's logit is divided by, before the sigmoid.
+        bias: what is added to it then.
+    """
 
     mean: tuple[str, ...]
+    weights: Mapping[str, float] | Path | str | None = None
+    average: str = "predictions"
+    temperature: float = 1.0
+    bias: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", _names(self.mean))
+        if self.weights is not None:
+            object.__setattr__(self, "weights", MappingProxyType(read_weights(self.weights, self.mean)))
+        if self.average not in ("predictions", "logits"):
+            raise StackError(f"average is {self.average!r}; give predictions or logits")
+        for name in ("temperature", "bias"):
+            value = getattr(self, name)
+            if not is_number(value) or (name == "temperature" and value <= 0):
+                raise StackError(f"{name} is {value!r}; give a number{' above 0' if name == 'temperature' else ''}")
 
     def references(self) -> tuple[str, ...]:
-        """The steps averaged."""
-        return self.mean
+        """The steps averaged, without those of weight 0."""
+        if self.weights is None:
+            return self.mean
+        assert isinstance(self.weights, Mapping)
+        return tuple(name for name in self.mean if self.weights[name] != 0)
+
+    def shares(self) -> tuple[float, ...] | None:
+        """What each of the references weighs, of 1 in all; None where all weigh the same."""
+        if self.weights is None:
+            return None
+        assert isinstance(self.weights, Mapping)
+        total = math.fsum(self.weights.values())
+        return tuple(self.weights[name] / total for name in self.references())
 
 
 Step = WorkflowStep | ForestStep | NetStep | MeanStep
@@ -193,6 +228,7 @@ class Stack:
                 f"stack {self.name} has no outputs; name at least one, such as outputs: {{like: score.like}}"
             )
         self._check_references()
+        self._drop_weightless()
         self._check_used()
         for name, step in self.steps.items():
             if isinstance(step, NetStep) and step.weights is not None and self.golden is None:
@@ -271,11 +307,27 @@ class Stack:
                 step=step,
             )
 
-    def _check_used(self) -> None:
-        used = {split_reference(reference)[0] for reference in self.outputs.values()}
+    def _drop_weightless(self) -> None:
+        """Leave out steps that a mean gives no weight, and what only they read."""
+        means = [step for step in self.steps.values() if isinstance(step, MeanStep)]
+        weightless = {split_reference(name)[0] for step in means for name in set(step.mean) - set(step.references())}
+        gone = self._feeding(weightless) - self._feeding(self._answering())
+        kept = {name: step for name, step in self.steps.items() if name not in gone}
+        object.__setattr__(self, "steps", MappingProxyType(kept))
+
+    def _answering(self) -> set[str]:
+        return {split_reference(reference)[0] for reference in self.outputs.values()}
+
+    def _feeding(self, steps: set[str]) -> set[str]:
+        """Steps, and every step that they read, straight or through others."""
+        found = set(steps)
         for name in reversed(self.order()):
-            if name in used:
-                used |= self.reads_steps(name)
+            if name in found:
+                found |= self.reads_steps(name)
+        return found
+
+    def _check_used(self) -> None:
+        used = self._feeding(self._answering())
         for name in self.steps:
             if name not in used:
                 bare = {reference for step in self.steps.values() for reference in step.references()} - set(self.steps)

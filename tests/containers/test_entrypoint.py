@@ -71,6 +71,7 @@ def _serves(tiny_repository: Path, tmp_path: Path, cli: Callable[..., Any], coll
     key = "0123456789abcdef"
     env = environment(triton, None)
     env |= {"PATH": f"{tmp_path}:{env['PATH']}", "TRISTAGE_REPOSITORY": str(tiny_repository), "TRISTAGE_ADMIN_KEY": key}
+    env |= {"LD_PRELOAD": str(triton.libpython)}  # as `tristage serve` has it for its own backend
     env |= {"TRISTAGE_HTTP_PORT": str(http), "TRISTAGE_GRPC_PORT": str(grpc), "TRISTAGE_METRICS_PORT": str(metrics)}
     env |= {"TRISTAGE_PERCENTILES": "1", "TRISTAGE_TRACES_URL": collector.url, "OTEL_BSP_SCHEDULE_DELAY": "200"}
     log = tmp_path / "log"
