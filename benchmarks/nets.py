@@ -161,7 +161,7 @@ def run(name: str, net: Any, names: dict[str, str], folder: Path) -> tuple[list[
         wide = {own: values if values.ndim == 2 else values[:, None] for own, values in given.items()}
         ways: dict[str, Callable[[], Any]] = {"framework": lambda given=given: body.predict(given)}
         ways |= {way: lambda graph=graph, wide=wide: graph.run(wide) for way, (graph, _) in opened.items()}
-        wanted = body.predict(given)[:, 0]
+        wanted = body.predict(given)[0][:, 0]
         furthest = max(float(np.abs(ways[way]()["y"][:, 0] - wanted).max()) for way in WAYS)
         if furthest > 1e-5:
             raise SystemExit(f"{name}: {furthest:.1e} off the framework")

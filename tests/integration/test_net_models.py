@@ -38,6 +38,6 @@ def test_every_net_is_served_as_its_framework_answers(net_models: Any, tmp_path:
         with Client(server.grpc_url) as client:
             answers = client.predict(nets.frame(rows))
     for name, net in trained.items():
-        wanted = read_net(name, net, examples=nets.examples_of(name, net)).predict(nets.inputs_of(name, rows))
+        wanted = read_net(name, net, examples=nets.examples_of(name, net)).predict(nets.inputs_of(name, rows))[0]
         column = wanted[:, int(nets.COLUMNS.get(name, "score0")[-1])]
         np.testing.assert_allclose(answers[f"out_{name}"], column, atol=1e-5, err_msg=name)

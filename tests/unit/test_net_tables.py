@@ -100,7 +100,7 @@ def test_the_table_is_a_file_and_answers_as_the_framework(kind: str, tmp_path: P
         given = {"user": user[:, None], **{name: tags[:, [i]] for i, name in enumerate("abc")}}
         answers = next(iter(graph.run(given).values()))
         if rows:
-            wanted = body.predict({"user": user, "tags": tags})[:, [0]]
+            wanted = body.predict({"user": user, "tags": tags})[0][:, [0]]
             np.testing.assert_allclose(answers, wanted, atol=1e-6)
         assert answers.shape == (rows, 1)
 
