@@ -47,7 +47,7 @@ class Served:
         net = read_net("nn", artifact)
         names = [tensor.name for tensor in net.inputs]
         lists = {name: ListInput(column.length) for name, column in columns.items() if column.length and name in names}
-        self.predict = net.predict  # the framework's own; converted once, it is lowered as ONNX
+        self._predict = net.predict  # the framework's own; converted once, it is lowered as ONNX
         step = NetStep(net.model, {name: (name,) for name in names}, rewrites)
         lowered = lower(
             Stack("s", {"nn": step}, {"y": "nn.score" if net.width == 1 else "nn.score0"}, inputs=lists),
@@ -59,6 +59,10 @@ class Served:
         placement = place(lowered, 1024)
         self.names = names
         self.program = open_model(placement.models[0], folder)
+
+    def predict(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        (floats,) = self._predict(inputs)
+        return floats
 
     def answer(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
         given = {name: values if values.ndim == 2 else values[:, None] for name, values in inputs.items()}
