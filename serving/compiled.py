@@ -17,7 +17,7 @@ def find_extension(path: list[str], extension: str) -> None:
         extension: its name.
     """
     here = Path(path[0])
-    if any(here.glob(f"{extension}.*.so")):
+    if any(here.glob(f"{extension}*.so")):
         return
     with contextlib.suppress(PackageNotFoundError):
         path.append(str(distribution("tristage").locate_file(f"tristage/serving/{here.name}")))

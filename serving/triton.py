@@ -22,7 +22,7 @@ from pathlib import Path
 
 import tristage
 from tristage.errors import ServerError
-from tristage.serving.backend import FOLDER, LIBRARY
+from tristage.serving.backend import find_library
 
 __all__ = [
     "ADMIN_HEADER",
@@ -116,7 +116,7 @@ def find_triton(backends: Path | None = None) -> Triton:
 
     links = {f"backends/python/{path.name}": path for path in backend.iterdir() if path.is_file()}
     links[f"backends/python/{stub.name}"] = stub
-    own = next(path for path in (FOLDER / LIBRARY, _STUB / "model.py") if path.exists())
+    own = find_library() or _STUB / "model.py"
     links[f"backends/tristage/{own.name}"] = own
     links.update({f"backends/{folder.name}": folder for folder in _further(backends)})
     python_library = f"libpython{_PYTHON}.so.1.0"

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["FOLDER", "LIBRARY"]
+from tristage.serving.compiled import find_extension
 
-FOLDER = Path(__file__).parent
-LIBRARY = "libtriton_tristage.so"  # missing where tristage was installed without a C compiler
+__all__ = ["find_library"]
+
+_LIBRARY = "libtriton_tristage"
+
+find_extension(__path__, _LIBRARY)
+
+
+def find_library() -> Path | None:
+    """The backend as Triton loads it; None where tristage was installed without a C compiler."""
+    return next((path for folder in __path__ if (path := Path(folder, f"{_LIBRARY}.so")).is_file()), None)

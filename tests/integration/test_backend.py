@@ -91,7 +91,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     root = write(tmp_path_factory.mktemp("echo"))
     with pytest.MonkeyPatch.context() as patch:
         if request.param != "compiled":
-            patch.setattr(layout, "FOLDER", root / "nothing here")
+            patch.setattr(layout, "find_library", lambda: None)
         with serve(root, cores=[0], http_port=0, grpc_port=0, metrics_port=0) as server:
             processes = psutil.Process(server.pid).children(recursive=True)
             assert bool(processes) == (request.param != "compiled")
