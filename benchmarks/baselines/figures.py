@@ -80,6 +80,10 @@ class Figures:
         """The turns of a way at a batch size."""
         return self.turns.get(way, {}).get(batch, ())
 
+    def is_slow(self, way: str, batch: int, seconds: float) -> bool:
+        """Whether a single call of a way outlasts a turn of so many seconds several times."""
+        return any(turn.p50_ms > SLOW * seconds * 1e3 for turn in self.of(way, batch))
+
     def median(self, way: str, batch: int, what: str) -> float | None:
         """The median over turns of one of a turn's figures; None where there is none."""
         found = [value for turn in self.of(way, batch) if (value := getattr(turn, what)) is not None]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.baselines.figures import BATCHES, WAYS, Bar, Figures, bars, ratio
+from benchmarks.baselines.figures import BATCHES, SLOW, WAYS, Bar, Figures, bars, ratio
 
 __all__ = ["Run", "document", "markdown"]
 
@@ -56,7 +56,7 @@ def markdown(run: Run, figures: Figures) -> str:
     parts = [
         f"# One core: the {run.size} reference stack, and the ways to serve it",
         f"`{run.command}`, {run.date}. {machine}. Everything that answers was pinned to core {server} with one thread "
-        f"a pool, {where}. The ways took turns, {run.turns} of {run.seconds:g} s for each batch size, and all got the "
+        f"a pool, {where}. The ways took turns, {run.turns} of {run.seconds:g} s for each batch size (one, where a call takes more than {SLOW:g} of them), and all got the "
         f"same requests, made before the clock started, of {run.rows:,} test rows drawn by a power law. Figures are "
         "medians of the turns; of fewer than 100 calls p99 is the slowest.",
         ", ".join(f"{library} {version}" for library, version in run.versions.items()) + ".",
@@ -71,7 +71,7 @@ def markdown(run: Run, figures: Figures) -> str:
     ]
     parts += ["## Preprocessing alone, through the same tritonserver, asked by NVIDIA's client", *preprocessing]
     if figures.failed:
-        parts += ["## Not measured", _lines({WAYS[way]: why for way, why in figures.failed.items()})]
+        parts += ["## Not measured, or not to the end", _lines({WAYS[way]: why for way, why in figures.failed.items()})]
     parts += ["## How each was set up", _lines({WAYS[way]: note for way, note in figures.notes.items()})]
     parts += ["## Where the time goes", "Milliseconds a call, medians."]
     parts += [f"{title}:\n\n{_steps(by_batch)}" for title, by_batch in figures.steps.items() if by_batch]
