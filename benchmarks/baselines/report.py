@@ -56,8 +56,9 @@ def markdown(run: Run, figures: Figures) -> str:
     parts = [
         f"# One core: the {run.size} reference stack, and the ways to serve it",
         f"`{run.command}`, {run.date}. {machine}. Everything that answers was pinned to core {server} with one thread "
-        f"a pool, {where}. The ways took turns, {run.turns} of {run.seconds:g} s for each batch size (one, where a call takes more than {SLOW:g} of them), and all got the "
-        f"same requests, made before the clock started, of {run.rows:,} test rows drawn by a power law. Figures are "
+        f"a pool, {where}. The ways took turns, {run.turns} of {run.seconds:g} s for each batch size (one, where a "
+        f"call takes more than {SLOW:g} of them), and all got the same requests, made before the clock started, of "
+        f"{run.rows:,} test rows drawn by a power law. Figures are "
         "medians of the turns; of fewer than 100 calls p99 is the slowest.",
         ", ".join(f"{library} {version}" for library, version in run.versions.items()) + ".",
         *([_bars_table(found)] if (found := bars(run.size, figures)) else []),
