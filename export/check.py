@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tristage.columns import DTYPES
 from tristage.errors import ArtifactError, ParityError
 from tristage.export.gtil import OpenCheckpoint
-from tristage.export.lower import LoweredStack, LoweredStep
+from tristage.export.lowered import LoweredStack, LoweredStep
 from tristage.export.net.backends import OpenNet
 from tristage.export.net.native import NativeNet
 from tristage.export.place import Checkpoint, PlacedModel, Placement

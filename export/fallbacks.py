@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tristage.errors import ArtifactError, ParityError
 from tristage.export.check import distance, open_model
-from tristage.export.lower import LoweredStack, Workflow
+from tristage.export.lowered import LoweredStack, Workflow
 from tristage.export.place import PlacedModel, Placement
 from tristage.export.workflow import InterpretedWorkflow
 from tristage.serving.graph import GraphError

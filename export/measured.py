@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tristage.client.golden import largest_difference
 from tristage.errors import ParityError
 from tristage.export.check import run_placement
-from tristage.export.lower import LoweredStack
+from tristage.export.lowered import LoweredStack
 from tristage.export.net import Net
 from tristage.export.place import Placement
 from tristage.export.reference import output_answers

@@ -19,7 +19,7 @@ from tristage.export.forest import ForestSet
 from tristage.export.forest.engines import write_default
 from tristage.export.forest.native import add_checkpoint
 from tristage.export.forest.to_onnx import add_forests
-from tristage.export.lower import Feed, LoweredStack, LoweredStep, Source, Workflow
+from tristage.export.lowered import Feed, LoweredStack, LoweredStep, Source, Workflow
 from tristage.export.mean import Mean
 from tristage.export.net import Net
 from tristage.export.net.native import NativeNet

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tristage.errors import ArtifactError
 from tristage.export.forest import ForestSet
-from tristage.export.lower import Feed, LoweredStack, LoweredStep, Source, Workflow
+from tristage.export.lowered import Feed, LoweredStack, LoweredStep, Source, Workflow
 from tristage.export.mean import Mean
 from tristage.export.net import Net
 from tristage.serving.nvtabular import TransformFailed, at_serving_time, cut_lists, transform, values

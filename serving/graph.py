@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tristage.fingerprint import DERIVED, fingerprints
 
-__all__ = ["Graph", "GraphError", "Tensor", "asked", "decode", "derive"]
+__all__ = ["Graph", "GraphError", "Tensor", "asked", "decode", "derive", "not_utf8"]
 
 # ONNX Runtime's name of an element type -> (Triton's name in configurations, numpy's)
 _TYPES = {
@@ -166,5 +166,10 @@ def decode(array: NDArray[np.object_], name: str) -> NDArray[np.object_]:
     try:
         out[:] = [value.decode() for value in array.ravel().tolist()]
     except UnicodeDecodeError as error:
-        raise GraphError(f"input {name} holds a string that is not UTF-8: {error.object[:40]!r}") from error
+        raise not_utf8(name, error.object) from error
     return out.reshape(array.shape)
+
+
+def not_utf8(name: str, value: bytes) -> GraphError:
+    """The error of an input that holds a string which is not UTF-8."""
+    return GraphError(f"input {name} holds a string that is not UTF-8: {value[:40]!r}")

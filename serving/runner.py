@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,23 +55,8 @@ class TritonPythonModel:
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer every request, in order; one that fails gets an error of its own."""
-        answers = evaluate(self._graph, [self._read(request) for request in requests])
+        answers = evaluate(self._graph, [_read(self._graph, request) for request in requests])
         return [self._respond(request, answer) for request, answer in zip(requests, answers, strict=True)]
-
-    def _read(self, request: Any) -> Tensors | GraphError:
-        tensors = {}
-        try:
-            given = {found.name(): found for found in request.inputs()}  # by name, Triton lists them all each time
-            for tensor in self._graph.inputs:
-                if tensor.name not in given:
-                    raise GraphError(f"input {tensor.name} is missing")
-                array = given[tensor.name].as_numpy()
-                tensors[tensor.name] = decode(array, tensor.name) if tensor.dtype == object else array
-        except GraphError as error:
-            return error
-        except Exception as error:  # whatever one request holds must not take the others with it
-            return GraphError(f"the request cannot be read: {error}")
-        return tensors
 
     def _respond(self, request: Any, answer: Tensors | GraphError) -> Any:
         if isinstance(answer, GraphError):
@@ -80,6 +65,37 @@ class TritonPythonModel:
         return self._triton.InferenceResponse(
             output_tensors=[self._triton.Tensor(name, array) for name, array in answer.items() if name in wanted]
         )
+
+
+def read(
+    graph: Runnable, given: Mapping[str, Any], array: Callable[[Tensor, Any], NDArray[Any]]
+) -> Tensors | GraphError:
+    """A request's inputs as arrays, or the error it ends with.
+
+    Args:
+        graph: says which inputs there are.
+        given: what the request holds, by name.
+        array: makes an array of an input and of what the request holds for it.
+    """
+    tensors = {}
+    try:
+        for tensor in graph.inputs:
+            if tensor.name not in given:
+                raise GraphError(f"input {tensor.name} is missing")
+            tensors[tensor.name] = array(tensor, given[tensor.name])
+    except GraphError as error:
+        return error
+    except Exception as error:  # whatever one request holds must not take the others with it
+        return GraphError(f"the request cannot be read: {error}")
+    return tensors
+
+
+def _read(graph: Runnable, request: Any) -> Tensors | GraphError:
+    def array(tensor: Tensor, held: Any) -> NDArray[Any]:
+        values: NDArray[Any] = held.as_numpy()
+        return decode(values, tensor.name) if tensor.dtype == object else values
+
+    return read(graph, {held.name(): held for held in request.inputs()}, array)  # by name, Triton lists all each time
 
 
 def open_folder(folder: Path) -> Runnable:

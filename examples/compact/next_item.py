@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,7 @@ class Histories:
         return Trained(stack, self.awkward, answer)
 
 
-class NextItem(nn.Module):
+class NextItem(nn.Module, ABC):
     """Names the items of the highest scores; a model says what the scores are.
 
     Attributes:
@@ -88,9 +89,9 @@ class NextItem(nn.Module):
         self.register_buffer("items", torch.from_numpy(items))
         self.top = top
 
+    @abstractmethod
     def scores(self, items: Any) -> Any:
         """The logit of every code but the first three, [rows, codes - 3]."""
-        raise NotImplementedError
 
     def forward(self, items: Any) -> Any:
         """The likeliest next items, and how likely they are: item [rows, top] int64, score [rows, top]."""

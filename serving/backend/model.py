@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tristage.serving.graph import GraphError, Tensor
-from tristage.serving.runner import Runnable, Tensors, check_config, evaluate, open_folder
+from tristage.serving.graph import GraphError, Tensor, not_utf8
+from tristage.serving.runner import Tensors, check_config, evaluate, open_folder, read
 
 __all__ = ["open_model"]
 
@@ -47,29 +47,18 @@ def open_model(folder: str, config: str) -> Callable[[Sequence[Given]], list[Ans
     types = {tensor.name: _TYPES[tensor.triton_type] for tensor in graph.outputs}
 
     def answer(requests: Sequence[Given]) -> list[Answer | str]:
-        answers = evaluate(graph, [_read(graph, request) for request in requests])
+        answers = evaluate(graph, [read(graph, request, _array) for request in requests])
         return [str(answer) if isinstance(answer, GraphError) else _give(answer, types) for answer in answers]
 
     return answer
 
 
-def _read(graph: Runnable, given: Given) -> Tensors | GraphError:
-    try:
-        return {tensor.name: _array(tensor, given) for tensor in graph.inputs}
-    except GraphError as error:
-        return error
-    except Exception as error:  # whatever one request holds must not take the others with it
-        return GraphError(f"the request cannot be read: {error}")
-
-
-def _array(tensor: Tensor, given: Given) -> NDArray[Any]:
-    if tensor.name not in given:
-        raise GraphError(f"input {tensor.name} is missing")
-    values, shape = given[tensor.name]
+def _array(tensor: Tensor, given: tuple[Any, tuple[int, ...]]) -> NDArray[Any]:
+    values, shape = given
     if tensor.dtype != object:
         return np.frombuffer(values, tensor.dtype).reshape(shape)
     if isinstance(values, bytes):
-        raise GraphError(f"input {tensor.name} holds a string that is not UTF-8: {values[:40]!r}")
+        raise not_utf8(tensor.name, values)
     texts = np.empty(len(values), dtype=object)
     texts[:] = values
     return texts.reshape(shape)

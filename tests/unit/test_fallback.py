@@ -21,7 +21,8 @@ from tristage.errors import ArtifactError, ParityError, RepositoryError, StackEr
 from tristage.export import export, prepare, write
 from tristage.export.check import check_parity, run_placement
 from tristage.export.golden import golden_columns
-from tristage.export.lower import LoweredStack, lower
+from tristage.export.lower import lower
+from tristage.export.lowered import LoweredStack
 from tristage.export.place import Placement, fuse, place
 from tristage.export.reference import reference_answers
 from tristage.export.workflow import NoLowering, compile_workflow, raw_columns

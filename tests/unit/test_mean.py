@@ -77,9 +77,9 @@ def net(seed: int) -> onnx.ModelProto:
     return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)])
 
 
-def stack(mean: MeanStep, **more: Any) -> Stack:
+def stack(mean: MeanStep) -> Stack:
     nets = {name: NetStep(net(number), {"x": ("p", "q")}) for number, name in enumerate("abc")}
-    return Stack("s", {**nets, **more, "m": mean}, {"y": "m.like", "z": "m.quote"}, targets=("like", "quote"))
+    return Stack("s", {**nets, "m": mean}, {"y": "m.like", "z": "m.quote"}, targets=("like", "quote"))
 
 
 def test_a_step_of_no_weight_is_not_served_nor_what_only_it_reads() -> None:
@@ -122,8 +122,9 @@ def test_a_step_that_nobody_names_is_still_refused() -> None:
 
 def test_it_is_served_as_it_is_declared() -> None:
     made = stack(MeanStep(("a", "b", "c"), {"a": 2.0, "b": 1.0, "c": 1.0}, "logits", 1.5, 0.25))
-    placed = place(lower(made, {name: Column(name, "float32") for name in "pq"}), 8)
-    body = next(step.body for step in lower(made, {n: Column(n, "float32") for n in "pq"}).steps if step.name == "m")
+    lowered = lower(made, {name: Column(name, "float32") for name in "pq"})
+    placed = place(lowered, 8)
+    body = next(step.body for step in lowered.steps if step.name == "m")
     assert body == Mean((0.5, 0.25, 0.25), True, 1.5, 0.25)
     assert [model.name for model in placed.models][-1] == "s_m"
 
