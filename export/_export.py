@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tristage.errors import ExportError, StackError
 from tristage.export.check import Parity, check_answers, check_parity, open_model
+from tristage.export.choices import choose, choose_ensemble
 from tristage.export.cut import cut
 from tristage.export.fallbacks import Fallback, try_fallbacks
 from tristage.export.golden import check_golden, golden_columns, read_golden_rows, write_golden, write_reference
@@ -26,6 +27,7 @@ from tristage.export.repository import aside, check_place, write_models
 from tristage.manifest import Manifest, checksums, write_manifest
 from tristage.stack import Stack
 from tristage.targets import TARGETS, Target, find_target
+from tristage.triton_settings import TritonSettings
 
 __all__ = ["LAYOUTS", "TARGETS", "TOLERANCE", "Exported", "Fallback", "Prepared", "export", "prepare", "write"]
 
@@ -61,6 +63,7 @@ class Prepared:
         parity: how far it is from the training libraries on the golden rows; None without golden rows.
         golden: the golden rows that it was compared on, a pyarrow.Table; None without.
         expected: output -> what the training libraries answered for them.
+        triton: what the stack says of how Triton is to run the models.
         scratch: holds the large tables until `write` links or copies them; vanishes with the last that refers to it.
         fallbacks: the steps that NVTabular itself serves.
         rewrites: step -> what the exact rewrites of its graph found.
@@ -73,6 +76,7 @@ class Prepared:
     parity: Parity | None
     golden: Any
     expected: Mapping[str, NDArray[Any]]
+    triton: TritonSettings
     scratch: tempfile.TemporaryDirectory[str]
     fallbacks: tuple[Fallback, ...] = ()
     rewrites: Mapping[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
@@ -104,7 +108,7 @@ def export(
     target: str = "pip-cpu",
     layout: str = "ensemble",
     max_batch: int = 1024,
-    instances: int = 1,
+    instances: int | None = None,
     overwrite: bool = False,
     trust: bool = False,
     on_stage: Callable[[str], None] = lambda _: None,
@@ -121,7 +125,8 @@ def export(
         layout: "ensemble", every step a Triton model of its own, whose time Triton's statistics show; or "fused",
             all steps in one model, which answers small requests sooner.
         max_batch: rows that one request may hold; clients split what is larger.
-        instances: copies of every model that answer side by side, one a core; they share weights and tables.
+        instances: copies of every model that answer side by side, one a core; they share weights and tables. None:
+            as many as the stack says, or 1.
         overwrite: replace a repository that is there, in one step.
         trust: whether saved workflows and pickled forests may be read, which runs what their pickle says; what is in
             memory needs no trust.
@@ -187,7 +192,7 @@ def prepare(
         for model in answering.models:
             open_model(model, answering.tables)
         fallbacks = try_fallbacks(lowered, placement, None, TOLERANCE)
-        return Prepared(placement, where, None, None, {}, scratch, fallbacks, rewrites)
+        return Prepared(placement, where, None, None, {}, stack.triton, scratch, fallbacks, rewrites)
     check_golden(table, placement.signature)
     on_stage(f"asking the training libraries about {table.num_rows} golden rows")
     answers = reference_answers(lowered, frame)
@@ -203,11 +208,16 @@ def prepare(
         answering = cut(placement) if where.native else placement
         measured = measure_weights(lowered, placement, answering, inputs, answers, ~parity.edge)
     golden = table.filter(~parity.edge)
-    return Prepared(placement, where, parity, golden, expected, scratch, fallbacks, rewrites, measured)
+    return Prepared(placement, where, parity, golden, expected, stack.triton, scratch, fallbacks, rewrites, measured)
 
 
 def write(
-    prepared: Prepared, path: Path | str, *, layout: str = "ensemble", instances: int = 1, overwrite: bool = False
+    prepared: Prepared,
+    path: Path | str,
+    *,
+    layout: str = "ensemble",
+    instances: int | None = None,
+    overwrite: bool = False,
 ) -> Exported:
     """Write a prepared stack as a model repository; arguments and errors are those of `export`."""
     path = Path(path)
@@ -218,12 +228,17 @@ def write(
         placement = fuse(placement)
     if prepared.target.native:
         placement = cut(placement)
+    max_batch = placement.signature.max_batch
+    chosen = {
+        model.name: choose(model, max_batch, prepared.target, prepared.triton, instances) for model in placement.models
+    }
+    caches, caching = choose_ensemble(prepared.triton)
     inputs = {} if prepared.golden is None else _encode(prepared.golden, placement)
     if layout == "fused" and prepared.golden is not None:
         answers = prepared.expected if prepared.measured is None else prepared.measured.answers
         check_answers(placement, inputs, answers, TOLERANCE)
     with aside(path) as fresh:
-        write_models(fresh, placement, prepared.target, instances)
+        write_models(fresh, placement, chosen, response_cache=caches)
         if prepared.golden is not None:
             write_golden(fresh, prepared.golden, placement.signature, prepared.expected)
             write_reference(fresh, inputs, placement.signature, prepared.expected)
@@ -241,6 +256,7 @@ def write(
                 *_weights_notes(prepared.measured),
             ),
             rewrites=prepared.rewrites,
+            choices={**{name: its.choices for name, its in chosen.items()}, placement.signature.stack: (caching,)},
             weights=None if prepared.measured is None else prepared.measured.weights,
         )
         write_manifest(fresh, manifest)
@@ -252,10 +268,10 @@ def _nearest(folder: Path) -> Path:
     return folder if folder.is_dir() else _nearest(folder.parent)
 
 
-def _check_layout(layout: str, instances: int) -> None:
+def _check_layout(layout: str, instances: int | None) -> None:
     if layout not in LAYOUTS:
         raise StackError(f"there is no layout {layout}; choose one of {', '.join(LAYOUTS)}")
-    if instances < 1:
+    if instances is not None and instances < 1:
         raise StackError(f"instances is {instances}; a model needs at least one")
 
 

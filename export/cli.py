@@ -1,4 +1,4 @@
-"""`tristage export` and `tristage inspect`."""
+"""`tristage export`."""
 
 from __future__ import annotations
 
@@ -13,17 +13,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from tristage.errors import StackError
-from tristage.export.tuning.cli import engines_table, measure_forests, untuned_table
+from tristage.export.tuning.cli import engines_table, measure_forests
 from tristage.stack import ListInput, Stack
 from tristage.targets import TARGETS, find_target
 from tristage.terminal import console, out, stages
 
 if TYPE_CHECKING:
     from tristage.export import Fallback
-    from tristage.export.size.work import Sizes
-    from tristage.manifest import Manifest
 
-__all__ = ["export", "inspect"]
+__all__ = ["export"]
 
 _TARGETS = "; ".join(f"{target.name}, {target.about}" for target in TARGETS.values())
 
@@ -42,8 +40,13 @@ def export(
     ] = "ensemble",
     max_batch: Annotated[int, typer.Option(help="Rows that one request may hold.")] = 1024,
     instances: Annotated[
-        int, typer.Option(help="Copies of every model that answer side by side: as many as the server has cores.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            help="Copies of every model that answer side by side: as many as the server has cores; 1 unless the stack "
+            "says otherwise.",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a repository that is there.")] = False,
     trust: Annotated[
         bool,
@@ -154,87 +157,3 @@ def _declared(stack: Path | None, merlin: Path | None, golden: Path | None, leng
             raise StackError(f"--list-length is {option}; write it as COLUMN=N, such as tokens=48")
         inputs[column] = ListInput(int(length))
     return Stack.from_merlin(merlin, inputs=inputs, golden=golden, trust=trust)
-
-
-def inspect(
-    repository: Annotated[Path, typer.Argument(help="The model repository.")] = Path("model_repository"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
-) -> None:
-    """Show what a model repository holds: columns, steps, the work of a row, versions, and who answers its forests.
-
-    The work of a row is counted from the repository's own files: trees that a row meets and comparisons in them,
-    multiply-accumulates of nets as they were trained and as they are served, look-ups, and the size of their tables.
-    """
-    from tristage.export.config import devices, read_configs
-    from tristage.export.size.table import sizes_table
-    from tristage.manifest import MANIFEST, read_manifest
-    from tristage.serving.program_file import read_calls
-
-    manifest = read_manifest(repository)
-    sizes = _sizes(repository, manifest)
-    if as_json:
-        document = json.loads((repository / MANIFEST).read_text(encoding="utf-8"))
-        typer.echo(json.dumps(document | {"sizes": None if sizes is None else sizes.document()}, indent=1))
-        return
-    title = f"{manifest.stack}: {manifest.target}, {manifest.layout}"
-    table = Table("step", "Triton model", "backend", "device", "MB", title=title)
-    for model, config in read_configs(repository, manifest.stack):
-        size = sum(path.stat().st_size for path in (repository / model).rglob("*") if path.is_file())
-        steps = [step for step, its in manifest.models.items() if its == model]
-        table.add_row(", ".join(steps), model, config.backend, devices(config), f"{size / 1e6:.1f}")
-    out.print(table)
-    if sizes is not None:
-        out.print(sizes_table(sizes))
-    calls = read_calls(repository, dict.fromkeys(manifest.models.values()))
-    if manifest.tuned is not None:
-        out.print(engines_table(manifest.tuned))
-    elif calls:
-        out.print(untuned_table(calls, repository))
-    columns = Table("column", "type", "", title=f"a row, at most {manifest.signature.max_batch} in a request")
-    for column in manifest.signature.inputs:
-        kind = column.dtype if column.length is None else f"list of {column.dtype}"
-        note = (
-            "may be null"
-            if column.nullable
-            else ""
-            if column.length is None
-            else f"at most {column.length}, pad {column.pad!r}"
-        )
-        columns.add_row(column.name, kind, note)
-    for column in manifest.signature.outputs:
-        columns.add_row(column.name, column.dtype, "[bold]answer[/]")
-    out.print(columns)
-    if manifest.rewrites:
-        rewrites = Table("step", "rewrite", "what was found", "multiplications a row", "MB", title="exact rewrites")
-        for step, found in manifest.rewrites.items():
-            for each in found:
-                where = each["where"] if each["done"] else f"{each['where']}; left as it is: {each['why']}"
-                macs = f"{-each['macs']:+,}" if each["macs"] else ""
-                rewrites.add_row(
-                    step, each["rewrite"], where, macs, f"{each['bytes'] / 1e6:+,.1f}" if each["bytes"] else ""
-                )
-        out.print(rewrites)
-    if manifest.weights is not None:
-        weights = Table("step", "weights", "MB", "largest difference", "left as trained", title="narrow weights")
-        for step, its in manifest.weights.steps.items():
-            saved = f"{(its.after - its.before) / 1e6:+,.1f}"
-            weights.add_row(step, its.format, saved, f"{its.difference:.1e}", "\n".join(its.left))
-        out.print(weights)
-    out.print(
-        "\n".join((*manifest.notes, ", ".join(f"{name} {version}" for name, version in manifest.versions.items())))
-    )
-
-
-def _sizes(repository: Path, manifest: Manifest) -> Sizes | None:
-    """The work of a row; None, with a note, where what reads graphs and trees is not installed."""
-    try:
-        from tristage.export.size.repository import sizes_of
-
-        return sizes_of(repository, manifest)
-    except ModuleNotFoundError as error:
-        console.print(
-            f"[yellow]note:[/] the work of a row is not counted: {error.name} is not installed "
-            "(pip install 'tristage\\[export]')",
-            soft_wrap=True,
-        )
-        return None

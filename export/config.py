@@ -9,39 +9,37 @@ from typing import Any
 
 from tristage.columns import DTYPES, SIGNATURE_PARAMETER, Signature
 from tristage.errors import RepositoryError
+from tristage.export.choices import Chosen
 from tristage.export.net.backends import BACKENDS
 from tristage.export.net.native import NativeNet
 from tristage.export.place import Checkpoint, PlacedModel, Placement, Tensor
-from tristage.serving.workflow_file import WorkflowFile
-from tristage.targets import Target
 
-__all__ = ["CHECKPOINT_FILE", "backend_of", "devices", "ensemble_config", "model_config", "read_configs"]
+__all__ = ["CHECKPOINT_FILE", "devices", "ensemble_config", "model_config", "read_config", "read_configs"]
 
 CHECKPOINT_FILE = "checkpoint.tl"  # the one name that FIL looks for
 
 
-def model_config(model: PlacedModel, max_batch: int, target: Target, instances: int = 1) -> str:
+def model_config(model: PlacedModel, max_batch: int, chosen: Chosen) -> str:
     """The configuration of one model: for FIL, ONNX Runtime or a framework's own backend, or for tristage's."""
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2 as pb
 
-    backend, file, platform = backend_of(model, target, instances), "", ""
+    file, platform = "", ""
     parameters: Mapping[str, str] = {}
     if isinstance(model.graph, Checkpoint):
         parameters = _fil(model.graph)
     elif isinstance(model.graph, NativeNet):
-        its = BACKENDS[backend]
-        file, platform, parameters = its.file, its.platform, its.parameters(instances)
-    elif backend == "onnxruntime":
+        its = BACKENDS[chosen.backend]
+        file, platform, parameters = its.file, its.platform, its.parameters(chosen.instances)
+    elif chosen.backend == "onnxruntime":
         file, parameters = "graph.onnx", _ONNX_RUNTIME
     inputs, outputs = _own_names(model)
     flat = _flat(model)
-    kind = "KIND_GPU" if target.gpu and model.on_gpu else "KIND_CPU"
     rows = pb.ModelTensorReshape()  # of no dimension but the rows
     config = pb.ModelConfig(
         name=model.name,
         platform=platform,
-        backend=backend,
+        backend=chosen.backend,
         max_batch_size=max_batch,
         input=[
             pb.ModelInput(name=t.name, data_type=_type(pb, t), dims=[t.width], reshape=rows if t.name in flat else None)
@@ -55,34 +53,61 @@ def model_config(model: PlacedModel, max_batch: int, target: Target, instances: 
         ],
         default_model_filename=file,
         parameters={name: pb.ModelParameter(string_value=value) for name, value in parameters.items()},
-        instance_group=[
-            pb.ModelInstanceGroup(count=instances, kind=pb.ModelInstanceGroup.Kind.Value(kind)),
-        ],
-        # no queue policy: one with a size or a timeout, also by priority or with a delay, turns Triton's prefetching
-        # off, and then a request that comes just as the last one is answered waits for the batcher's 500 ms timer
-        # (seen with 2.51)
-        dynamic_batching=pb.ModelDynamicBatching(),
+        instance_group=[_instances(pb, chosen)],
+        dynamic_batching=_batching(pb, chosen),
+        optimization=_optimization(pb, chosen),
+        model_warmup=[_made_up(pb, inputs, rows) for rows in chosen.warmup],
         version_policy=pb.ModelVersionPolicy(latest=pb.ModelVersionPolicy.Latest(num_versions=1)),
     )
     return str(text_format.MessageToString(config))
 
 
-def backend_of(model: PlacedModel, target: Target, instances: int) -> str:
-    """Triton's name of the backend that runs a model.
+def _instances(pb: Any, chosen: Chosen) -> Any:
+    group = pb.ModelInstanceGroup(
+        count=chosen.instances, kind=pb.ModelInstanceGroup.Kind.Value("KIND_GPU" if chosen.gpu else "KIND_CPU")
+    )
+    for name, count in chosen.resources.items():
+        group.rate_limiter.resources.add(name=name, count=count)
+    return group
 
-    Of tristage's models, one instance of each runs inside tritonserver (`tristage`). Several have a process each
-    (`python`), since in one process they would wait for each other's turn in Python; and so has a workflow that
-    NVTabular runs, whose pickle may import anything.
+
+def _batching(pb: Any, chosen: Chosen) -> Any:
+    """No queue policy unless it is asked for: one with a size or a timeout turns Triton's prefetching off.
+
+    So it does by priority or with a delay too, and then a request that comes just as the last one is answered waits for
+    the batcher's 500 ms timer (seen with 2.51).
     """
-    if isinstance(model.graph, Checkpoint):
-        return "fil"
-    if isinstance(model.graph, NativeNet):
-        return model.graph.backend
-    if isinstance(model.graph, WorkflowFile):
-        return "python"
-    if target.native:
-        return "onnxruntime"
-    return "tristage" if instances == 1 else "python"
+    policy = None
+    if chosen.max_queue is not None:
+        policy = pb.ModelQueuePolicy(max_queue_size=chosen.max_queue)
+    return pb.ModelDynamicBatching(
+        preferred_batch_size=chosen.preferred_batch,
+        max_queue_delay_microseconds=chosen.queue_delay_us,
+        default_queue_policy=policy,
+    )
+
+
+def _optimization(pb: Any, chosen: Chosen) -> Any:
+    """ONNX Runtime's TensorRT, in the words of Triton's onnxruntime backend; None where it is not used."""
+    if chosen.accelerator is None:
+        return None
+    parameters = {
+        "precision_mode": chosen.accelerator.removeprefix("tensorrt-").upper(),
+        "trt_cuda_graph_enable": "1" if chosen.cuda_graphs else "0",
+    }
+    accelerator = pb.ModelOptimizationPolicy.ExecutionAccelerators.Accelerator(name="tensorrt", parameters=parameters)
+    return pb.ModelOptimizationPolicy(
+        execution_accelerators=pb.ModelOptimizationPolicy.ExecutionAccelerators(gpu_execution_accelerator=[accelerator])
+    )
+
+
+def _made_up(pb: Any, inputs: tuple[Tensor, ...], rows: int) -> Any:
+    """A request of zeros and empty texts, which a model answers before it is ready."""
+    return pb.ModelWarmup(
+        name=f"{rows} rows",
+        batch_size=rows,
+        inputs={t.name: pb.ModelWarmup.Input(data_type=_type(pb, t), dims=[t.width], zero_data=True) for t in inputs},
+    )
 
 
 # one thread an instance: instances are what a server has as many of as cores
@@ -126,7 +151,7 @@ def _flat(model: PlacedModel) -> set[str]:
     return {its.name for its in (*model.graph.inputs, *model.graph.outputs) if its.flat}
 
 
-def ensemble_config(placement: Placement) -> str:
+def ensemble_config(placement: Placement, response_cache: bool = False) -> str:
     """The configuration of the ensemble: raw columns in, answers out, every step in between."""
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2 as pb
@@ -142,6 +167,7 @@ def ensemble_config(placement: Placement) -> str:
         output=[pb.ModelOutput(name=t.name, data_type=_type(pb, t), dims=[t.width]) for t in outputs],
         ensemble_scheduling=pb.ModelEnsembling(step=[_step(pb, model, placement) for model in placement.models]),
         parameters={SIGNATURE_PARAMETER: pb.ModelParameter(string_value=signature.to_json())},
+        response_cache=pb.ModelResponseCache(enable=True) if response_cache else None,
         version_policy=pb.ModelVersionPolicy(latest=pb.ModelVersionPolicy.Latest(num_versions=1)),
     )
     return str(text_format.MessageToString(config))
@@ -153,17 +179,24 @@ def read_configs(repository: Path, stack: str) -> list[tuple[str, Any]]:
     Raises:
         RepositoryError: a configuration is missing or damaged.
     """
+    steps = read_config(repository, stack).ensemble_scheduling.step
+    return [(step.model_name, read_config(repository, step.model_name)) for step in steps]
+
+
+def read_config(repository: Path, model: str) -> Any:
+    """The configuration of one model of a repository, or of its ensemble.
+
+    Raises:
+        RepositoryError: it is missing or damaged.
+    """
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2 as pb
 
-    def read(model: str) -> Any:
-        path = repository / model / "config.pbtxt"
-        try:
-            return text_format.Parse(path.read_text(encoding="utf-8"), pb.ModelConfig())
-        except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
-            raise RepositoryError(f"{path} cannot be read ({error}); export the stack again") from error
-
-    return [(step.model_name, read(step.model_name)) for step in read(stack).ensemble_scheduling.step]
+    path = repository / model / "config.pbtxt"
+    try:
+        return text_format.Parse(path.read_text(encoding="utf-8"), pb.ModelConfig())
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+        raise RepositoryError(f"{path} cannot be read ({error}); export the stack again") from error
 
 
 def devices(config: Any) -> str:

@@ -6,14 +6,15 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import onnx
 
 from tristage.errors import ExportError
+from tristage.export.choices import Chosen
 from tristage.export.columns import pack
-from tristage.export.config import CHECKPOINT_FILE, backend_of, ensemble_config, model_config
+from tristage.export.config import CHECKPOINT_FILE, ensemble_config, model_config
 from tristage.export.net.backends import BACKENDS
 from tristage.export.net.native import NativeNet
 from tristage.export.place import Checkpoint, Placement
@@ -22,7 +23,6 @@ from tristage.manifest import KEPT, MANIFEST
 from tristage.serving.forest.recipe import Recipe
 from tristage.serving.program_file import PROGRAM_FILE, ForestCall, Part, ProgramFile
 from tristage.serving.workflow_file import WORKFLOW_FILE, WorkflowFile
-from tristage.targets import Target
 
 __all__ = ["aside", "check_place", "forest_files", "save_model", "write_models"]
 
@@ -106,12 +106,14 @@ def _in_order(folder: Path) -> list[Path]:
     return sorted(found, key=lambda entry: entry.name != MANIFEST)
 
 
-def write_models(repository: Path, placement: Placement, target: Target, instances: int = 1) -> None:
-    """Write every model's folder: configuration (of so many instances) and what it computes; and the ensemble's."""
+def write_models(
+    repository: Path, placement: Placement, chosen: Mapping[str, Chosen], *, response_cache: bool = False
+) -> None:
+    """Write every model's folder: configuration, as chosen for it, and what it computes; and the ensemble's."""
     for model in placement.models:
         version = repository / model.name / "1"
         version.mkdir(parents=True)
-        config = model_config(model, placement.signature.max_batch, target, instances)
+        config = model_config(model, placement.signature.max_batch, chosen[model.name])
         (repository / model.name / "config.pbtxt").write_text(config)
         if isinstance(model.graph, Checkpoint):
             assert placement.tables is not None
@@ -121,14 +123,14 @@ def write_models(repository: Path, placement: Placement, target: Target, instanc
             assert placement.tables is not None
             _link_net(model.graph, version, placement.tables)
             continue
-        if backend_of(model, target, instances) == "python":
+        if chosen[model.name].backend == "python":
             (version / "model.py").write_text(_RUNNER)
         save_model(model.graph, version, placement.tables, columns=not model.alone)
     ensemble = repository / placement.signature.stack
     (ensemble / "1").mkdir(parents=True)
     # Triton wants the version's folder; a file keeps it alive in archives that drop empty folders
     (ensemble / "1" / ".keep").touch()
-    (ensemble / "config.pbtxt").write_text(ensemble_config(placement))
+    (ensemble / "config.pbtxt").write_text(ensemble_config(placement, response_cache))
 
 
 def _link_net(native: NativeNet, version: Path, tables: Path) -> None:

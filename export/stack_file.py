@@ -8,10 +8,11 @@ from typing import Any
 
 from tristage.errors import StackError
 from tristage.stack import ForestStep, ListInput, MeanStep, NetStep, Stack, Step, WorkflowStep
+from tristage.triton_settings import TritonSettings
 
 __all__ = ["read_stack"]
 
-_TOP = ("name", "targets", "golden", "inputs", "steps", "outputs")
+_TOP = ("name", "targets", "golden", "inputs", "steps", "outputs", "triton")
 
 
 def read_stack(path: Path) -> Stack:
@@ -48,6 +49,7 @@ def read_stack(path: Path) -> Stack:
                 for name, options in _mapping(top.get("inputs") or {}, "inputs").items()
             },
             golden=here / _text(top["golden"], "golden") if top.get("golden") else None,
+            triton=TritonSettings.of(top.get("triton") or {}),
         )
     except StackError as error:
         raise StackError(f"{path}: {error}", step=error.step) from None

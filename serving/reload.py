@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tristage.errors import RepositoryError, ServerError
-from tristage.manifest import Manifest
+from tristage.manifest import Manifest, keeps_answers
 from tristage.serving.triton import REPOSITORY_HEADER
 
 __all__ = ["Generation", "check_same_stack", "first_generation", "switch"]
@@ -50,13 +50,18 @@ def check_same_stack(before: Manifest, after: Manifest) -> None:
     """Refuse what callers of the running server could not go on with.
 
     Raises:
-        RepositoryError: it is another stack, for another target, or its columns changed.
+        RepositoryError: it is another stack, for another target, its columns changed, or answers are kept.
     """
     for what, old, new in (("stack", before.stack, after.stack), ("target", before.target, after.target)):
         if old != new:
             raise RepositoryError(
                 f"the repository now holds the {what} {new}, and the server serves {old}; start a server for it"
             )
+    if keeps_answers(before) or keeps_answers(after):
+        raise RepositoryError(
+            "the stack's answers are kept for equal requests (response_cache), and Triton would go on giving those of "
+            "the old export; end the server and start it on the new one"
+        )
     if before.signature == after.signature:
         return
     columns = [

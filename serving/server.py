@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import IO, cast
 
 from tristage.errors import ArtifactError, PortInUse, RepositoryError, ServerError
-from tristage.manifest import Manifest, check_files, read_manifest
+from tristage.manifest import Manifest, check_files, has_rate_limits, keeps_answers, read_manifest
 from tristage.serving.log import Log, LogTarget, reason, still_loading, taken_port
 from tristage.serving.machine import address_of, check_cores, choose_ports
 from tristage.serving.reload import check_same_stack, first_generation, switch
@@ -261,6 +261,8 @@ def serve(
             repository_key=source.key,
             percentiles=percentiles,
             traces=sent,
+            cache=keeps_answers(manifest),
+            rate_limits=has_rate_limits(manifest),
         )
         server = _launch(
             triton, argv, env, name, pinned, log=log, host=address, ports=ports, source=source, serves=manifest

@@ -52,6 +52,7 @@ REPOSITORY_HEADER = "tristage-repository-key"
 # tracing and logging write files, and shared memory is any program's
 _ADMIN_APIS = "trace,logging"
 _REMOTE_ADMIN_APIS = f"shared-memory,{_ADMIN_APIS}"
+CACHE_BYTES = 64 << 20  # of answers that are kept
 EXIT_TIMEOUT = 30  # seconds Triton waits for requests in flight when it is told to end
 
 _STUB = Path(__file__).parent / "stub"
@@ -66,6 +67,7 @@ class Triton:
     Attributes:
         binary: the executable.
         backends: the folder to hand over as --backend-directory.
+        caches: the folder to hand over as --cache-directory.
         libraries: folders for LD_LIBRARY_PATH.
         python: folder for PATH; its python3 is the running interpreter.
         start: the folder to start it in, see stub/tristage.py.
@@ -74,6 +76,7 @@ class Triton:
 
     binary: Path
     backends: Path
+    caches: Path
     libraries: tuple[Path, ...]
     python: Path
     start: Path
@@ -131,6 +134,7 @@ def find_triton(backends: Path | None = None) -> Triton:
     return Triton(
         binary=binary,
         backends=layout / "backends",
+        caches=package / "tritonserver" / "caches",
         libraries=(libraries, layout / "lib"),
         python=Path(sys.executable).parent if in_venv else layout / "bin",
         start=_STUB,
@@ -262,6 +266,8 @@ def arguments(
     repository_key: str,
     percentiles: bool,
     traces: str | None,
+    cache: bool,
+    rate_limits: bool,
 ) -> list[str]:
     """tritonserver's command line.
 
@@ -277,6 +283,8 @@ def arguments(
         repository_key: what a request to list, load or unload models must carry, see `REPOSITORY_HEADER`.
         percentiles: whether the metrics hold percentiles of each model's durations.
         traces: the URL that spans of requests with a `traceparent` are posted to, by OTLP over HTTP; None for none.
+        cache: whether answers may be kept, for models whose configuration says so.
+        rate_limits: whether the resources that configurations speak of are dealt out.
     """
     # programs on this machine may hand over tensors in shared memory; others have none in common with Triton
     apis = _ADMIN_APIS if host.startswith("127.") else _REMOTE_ADMIN_APIS
@@ -307,6 +315,8 @@ def arguments(
         f"--grpc-restricted-protocol={apis}:{ADMIN_HEADER}={admin_key}",
         f"--grpc-restricted-protocol=model-repository:{REPOSITORY_HEADER}={repository_key}",
         *([] if traces is None else _tracing(traces)),
+        *([f"--cache-config=local,size={CACHE_BYTES}", f"--cache-directory={triton.caches}"] if cache else []),
+        *(["--rate-limit=execution_count"] if rate_limits else []),
     ]
 
 

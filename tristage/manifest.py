@@ -11,6 +11,7 @@ from typing import Any
 
 from tristage.columns import Signature
 from tristage.errors import RepositoryError
+from tristage.triton_settings import Choice
 from tristage.tuning import Tuning
 from tristage.weights import NarrowWeights
 
@@ -22,6 +23,8 @@ __all__ = [
     "Manifest",
     "check_files",
     "checksums",
+    "has_rate_limits",
+    "keeps_answers",
     "model_of",
     "read_manifest",
     "sha256",
@@ -50,6 +53,7 @@ class Manifest:
         notes: what the exporter wants known, one sentence each.
         tuned: how fast each engine answers each forest step, as `tristage tune` measured; None before.
         rewrites: step -> what the exact rewrites of its graph found, and what they saved.
+        choices: Triton model -> its settings, and why each is so.
         weights: what narrow weights save, and by how much answers differ for them; None where all are as trained.
     """
 
@@ -63,7 +67,26 @@ class Manifest:
     notes: tuple[str, ...] = field(default=())
     tuned: Tuning | None = None
     rewrites: Mapping[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
+    choices: Mapping[str, tuple[Choice, ...]] = field(default_factory=dict)
     weights: NarrowWeights | None = None
+
+
+def keeps_answers(manifest: Manifest) -> bool:
+    """Whether the ensemble answers equal requests from Triton's response cache."""
+    return any(_is(choice, "response_cache", "on") for choice in manifest.choices.get(manifest.stack, ()))
+
+
+def has_rate_limits(manifest: Manifest) -> bool:
+    """Whether models share resources that Triton's rate limiter deals out."""
+    return any(
+        choice.setting == "resources" and not _is(choice, "resources", "none")
+        for choices in manifest.choices.values()
+        for choice in choices
+    )
+
+
+def _is(choice: Choice, setting: str, value: str) -> bool:
+    return (choice.setting, choice.value) == (setting, value)
 
 
 def write_manifest(repository: Path, manifest: Manifest) -> None:
@@ -105,6 +128,7 @@ def read_manifest(repository: Path) -> Manifest:
             notes=tuple(document["notes"]),
             tuned=None if document["tuned"] is None else Tuning.of(document["tuned"]),
             rewrites={step: tuple(found) for step, found in document.get("rewrites", {}).items()},
+            choices={model: tuple(Choice(**one) for one in its) for model, its in document.get("choices", {}).items()},
             weights=None if document.get("weights") is None else NarrowWeights.of(document["weights"]),
         )
     except (KeyError, TypeError, ValueError) as error:

@@ -18,6 +18,7 @@ from typing import Any
 
 from tristage.errors import StackError
 from tristage.mean_weights import is_number, read_weights
+from tristage.triton_settings import TritonSettings
 from tristage.weights import WEIGHT_FORMATS
 
 __all__ = [
@@ -205,6 +206,7 @@ class Stack:
         targets: names of what is predicted; a model with as many outputs names its columns after them.
         inputs: list columns' lengths and pads.
         golden: Parquet file of held-out raw rows that the training libraries are asked about, at export.
+        triton: how Triton is to run the models, where the exporter shall not choose.
     """
 
     name: str
@@ -213,6 +215,7 @@ class Stack:
     targets: tuple[str, ...] = ()
     inputs: Mapping[str, ListInput] = field(default_factory=dict)
     golden: Path | str | None = None
+    triton: TritonSettings = field(default_factory=TritonSettings)
 
     def __post_init__(self) -> None:
         for attribute in ("steps", "outputs", "inputs"):
@@ -228,6 +231,9 @@ class Stack:
                 f"stack {self.name} has no outputs; name at least one, such as outputs: {{like: score.like}}"
             )
         self._check_references()
+        for name in self.triton.steps:
+            if name not in self.steps:
+                raise StackError(f"triton names a step {name}, and there is none; steps are {', '.join(self.steps)}")
         self._drop_weightless()
         self._check_used()
         for name, step in self.steps.items():

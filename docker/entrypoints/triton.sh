@@ -24,6 +24,8 @@ if [ "${TRISTAGE_TRACES_URL:-}" ]; then # spans of the requests that carry a tra
   set -- --trace-config=mode=opentelemetry "--trace-config=opentelemetry,url=$traces" --trace-config=level=TIMESTAMPS \
     --trace-config=rate=0 --trace-config=count=-1 "$@"
 fi
+if grep -qs '^response_cache' "$models"/*/config.pbtxt; then set -- --cache-config=local,size=67108864 "$@"; fi
+if grep -qs '^ *rate_limiter' "$models"/*/config.pbtxt; then set -- --rate-limit=execution_count "$@"; fi
 exec tritonserver \
   --model-repository="$models" \
   --model-control-mode=none \

@@ -15,11 +15,13 @@ from sklearn.ensemble import GradientBoostingClassifier, RandomForestClassifier,
 from treelite.model_builder import Metadata, ModelBuilder, PostProcessorFunc, TreeAnnotation
 
 from tristage.errors import ArtifactError
+from tristage.export.choices import choose
 from tristage.export.config import model_config
 from tristage.export.forest import Forest, ForestSet, read_forests
 from tristage.export.forest.checkpoint import merge, write_checkpoint
 from tristage.export.place import Checkpoint, PlacedModel, Tensor
 from tristage.targets import TARGETS
+from tristage.triton_settings import TritonSettings
 
 ROWS = rows_of(0, 400, 4)
 LABELS = (np.nan_to_num(ROWS[:, 0]) + np.nan_to_num(ROWS[:, 1]) ** 2 > 0.5).astype(int)
@@ -173,7 +175,9 @@ def test_configuration(target: str, kind: str, width: int, classes: str) -> None
 
     tensors = ((Tensor("rows", "float32", 7),), (Tensor("answers", "float32", width),))
     model = PlacedModel("s_f", ("f",), Checkpoint("forest.tl", 7, width), *tensors, {}, on_gpu=frozenset({"f"}))
-    config = text_format.Parse(model_config(model, 64, TARGETS[target], 3), pb.ModelConfig())
+    config = text_format.Parse(
+        model_config(model, 64, choose(model, 64, TARGETS[target], TritonSettings(), 3)), pb.ModelConfig()
+    )
     assert config.backend == "fil"
     assert [(i.name, list(i.dims)) for i in config.input] == [("input__0", [7])]
     assert [(o.name, list(o.dims)) for o in config.output] == [("output__0", [width])]

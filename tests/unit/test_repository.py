@@ -13,11 +13,11 @@ import pytest
 import tristage
 from tristage.columns import Column, Signature
 from tristage.errors import ExportError
+from tristage.export.choices import Chosen
 from tristage.export.onnx_graph import GraphBuilder
 from tristage.export.place import PlacedModel, Placement, Tensor
 from tristage.export.repository import aside, check_place, write_models
 from tristage.manifest import Manifest, check_files, checksums, read_manifest, write_manifest
-from tristage.targets import TARGETS
 
 SIGNATURE = Signature("s", 8, (Column("a", "float32"),), (Column("y", "float32"),))
 SOURCES = str(Path(tristage.__file__).parents[1])
@@ -36,7 +36,7 @@ def placement(weights: int = 3) -> Placement:
 
 def export(path: Path, weights: int = 3) -> None:
     with aside(path) as fresh:
-        write_models(fresh, placement(weights), TARGETS["pip-cpu"])
+        write_models(fresh, placement(weights), {"s_one": Chosen("tristage")})
         write_manifest(fresh, Manifest("s", "pip-cpu", "ensemble", SIGNATURE, {"one": "s_one"}, {}, checksums(fresh)))
 
 
