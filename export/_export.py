@@ -42,6 +42,7 @@ _LIBRARIES = (
     "catboost",
     "scikit-learn",
     "treelite",
+    "faiss-cpu",
     "torch",
     "tensorflow-cpu",
     "tensorflow",

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from tristage.export.forest import read_forests
 from tristage.export.forest.read import find_forests
 from tristage.export.lowered import Feed, LoweredStack, LoweredStep, Source, Workflow
 from tristage.export.mean import Mean
+from tristage.export.nested import nest, within
 from tristage.export.net import Net, read_net
 from tristage.export.net.backends import check_backend, write_native
 from tristage.export.net.outputs import column_dtypes, column_names, score_names
 from tristage.export.net.read import find_converter
 from tristage.export.references import Reader, some
+from tristage.export.retrieval import QUERY, find_index, read_index
 from tristage.export.rewrites import check_names, rewrite
 from tristage.export.weights import Narrowed, narrow
 from tristage.export.workflow import (
@@ -33,7 +36,7 @@ from tristage.export.workflow import (
     raw_columns,
 )
 from tristage.export.workflow.read import find_workflow, folder_of, open_workflow
-from tristage.stack import ForestStep, MeanStep, NetStep, Stack, WorkflowStep
+from tristage.stack import CandidatesStep, ForestStep, MeanStep, NetStep, RetrieveStep, Stack, WorkflowStep
 
 __all__ = ["lower", "narrowed"]
 
@@ -65,7 +68,7 @@ def lower(
         StackError: a step reads a column that nobody makes, or a wrong number of them.
         ArtifactError: an artifact cannot be read or converted.
     """
-    _find_artifacts(stack, trust)
+    _find_artifacts(stack, trust, native)
     steps: dict[str, LoweredStep] = {}
     raw: dict[str, Column] = {}
     for name in stack.order():
@@ -81,6 +84,11 @@ def lower(
                 steps[name] = _lower_net(name, step, stack, reader, tables, native)
             case MeanStep():
                 steps[name] = _lower_mean(name, step, reader)
+            case RetrieveStep():
+                steps[name] = _lower_retrieval(name, step, reader, tables)
+            case CandidatesStep():
+                assert tables is not None, "a candidates step's program is a folder beside the tables"
+                steps[name] = nest(name, step, reader, partial(lower, trust=trust, tables=tables), tables)
     reader = Reader("", stack, steps, raw, golden)
     outputs = {name: reader.answer(name, reference) for name, reference in stack.outputs.items()}
     strange = [name for name in stack.inputs if name not in raw and name not in golden]
@@ -91,10 +99,17 @@ def lower(
     return LoweredStack(stack, tuple(steps.values()), outputs, tables)
 
 
-def _find_artifacts(stack: Stack, trust: bool) -> None:
+def _find_artifacts(stack: Stack, trust: bool, native: bool) -> None:
     """Look for every file first: a missing one is said at once, not after the others have been converted."""
     for name, step in stack.steps.items():
         match step:
+            case RetrieveStep() | CandidatesStep() if native:
+                what = "searches a Faiss index" if isinstance(step, RetrieveStep) else "answers candidates"
+                raise StackError(
+                    f"step {name} {what}, which none of the container's own backends does; export the stack for "
+                    "pip-cpu, or leave the step out",
+                    step=name,
+                )
             case WorkflowStep(workflow=artifact):
                 find_workflow(name, artifact, trust)
             case ForestStep(forest=artifact):
@@ -103,6 +118,11 @@ def _find_artifacts(stack: Stack, trust: bool) -> None:
                 find_converter(name, artifact)
                 if step.backend is not None:
                     check_backend(name, step.backend, artifact)
+            case RetrieveStep(index=artifact):
+                find_index(name, artifact)
+            case CandidatesStep(stack=inner):
+                with within(name):
+                    _find_artifacts(inner, trust, native)
             case MeanStep():
                 pass
 
@@ -263,6 +283,23 @@ def narrowed(lowered: LoweredStack) -> LoweredStack:
             step = dataclasses.replace(step, body=dataclasses.replace(step.body, model=step.body.narrow.model))
         steps.append(step)
     return dataclasses.replace(lowered, steps=tuple(steps))
+
+
+def _lower_retrieval(name: str, step: RetrieveStep, reader: Reader, tables: Path | None) -> LoweredStep:
+    assert tables is not None, "an index is a file beside the tables"
+    body = read_index(name, step.index, step.k, tables)
+    sources = reader.many(step.reads)
+    texts = [source.column.name for source in sources if source.column.dtype == "string"]
+    if texts:
+        raise StackError(f"step {name} reads {some(texts)}, which holds text; a query is made of numbers", step=name)
+    width = sum(source.column.width for source in sources)
+    if width != body.width:
+        raise StackError(
+            f"step {name} reads {width} numbers ({some([source.column.name for source in sources])}), and the vectors "
+            f"of its index have {body.width}",
+            step=name,
+        )
+    return LoweredStep(name, body, (Feed(QUERY, tuple(sources), "float32"),), body.columns)
 
 
 def _lower_mean(name: str, step: MeanStep, reader: Reader) -> LoweredStep:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from tristage.columns import Column
+from tristage.export.candidates import Candidates
 from tristage.export.forest import ForestSet
 from tristage.export.mean import Mean
 from tristage.export.net import Net
+from tristage.export.retrieval import Retrieval
 from tristage.export.workflow import CompiledWorkflow, InterpretedWorkflow
 from tristage.stack import Stack
 
@@ -66,7 +68,7 @@ class Workflow:
     served: CompiledWorkflow | InterpretedWorkflow
 
 
-Body = Workflow | ForestSet | Net | Mean
+Body = Workflow | ForestSet | Net | Mean | Retrieval | Candidates
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import onnx
 
 from tristage.columns import Column, Signature
 from tristage.errors import ArtifactError, StackError
+from tristage.export.candidates import Candidates
 from tristage.export.forest import ForestSet
 from tristage.export.forest.engines import write_default
 from tristage.export.forest.native import add_checkpoint
@@ -24,6 +25,7 @@ from tristage.export.mean import Mean
 from tristage.export.net import Net
 from tristage.export.net.native import NativeNet
 from tristage.export.onnx_graph import ENGINE_DOMAIN, GraphBuilder
+from tristage.export.retrieval import Retrieval
 from tristage.export.workflow import InterpretedWorkflow
 from tristage.export.workflow.values import pack
 from tristage.fingerprint import DERIVED
@@ -294,14 +296,14 @@ def _graph(
                 positions = {str(g) if text else int(str(g)): number for number, g in enumerate(forests.groups)}
                 group = graph.label_encode(feeds["group"], positions, -1)
             answers = _forests(graph, feeds["rows"], forests, group, tables, step.name, native)
-        case Net() as net:
-            made = graph.embed(net.model, feeds)
+        case Net() | Retrieval() | Candidates() as body:
+            made = graph.embed(body.model, feeds) if isinstance(body, Net) else body.lower(graph, feeds, step.name)
             return graph.model(
                 _emitted(
                     graph,
                     [
                         (graph.cast(tensor, its.dtype, its.served), its.positions)
-                        for tensor, its in zip(made, net.parts, strict=True)
+                        for tensor, its in zip(made, body.parts, strict=True)
                     ],
                     ports[step.name],
                 )

@@ -1,4 +1,4 @@
-"""What the training libraries answer: NVTabular's transform, then each library's own predict, step by step.
+"""What the training libraries answer: NVTabular's transform, then each library's own predict or search, step by step.
 
 Nothing here reads a lowered graph: this is the other side of every comparison.
 """
@@ -12,15 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tristage.errors import ArtifactError
+from tristage.export.candidates import Candidates
 from tristage.export.forest import ForestSet
 from tristage.export.lowered import Feed, LoweredStack, LoweredStep, Source, Workflow
 from tristage.export.mean import Mean
 from tristage.export.net import Net
+from tristage.export.retrieval import Retrieval
 from tristage.serving.nvtabular import TransformFailed, at_serving_time, cut_lists, transform, values
 
-__all__ = ["answer_step", "output_answers", "reference_answers"]
+__all__ = ["answer_step", "output_answers", "read_feeds", "reference_answers"]
 
-_CHUNK = 512  # rows a net is asked about at once, which bounds the memory of its activations
+_CHUNK = 512  # rows a net, or a candidates' stack, is asked about at once, which bounds the memory of its activations
 
 
 def reference_answers(lowered: LoweredStack, frame: Any) -> dict[str, dict[str, NDArray[Any]]]:
@@ -63,25 +65,32 @@ def answer_step(
     """
     if isinstance(step.body, Workflow):
         return _transform(step, step.body.fitted, frame)
-    feeds = {feed.name: _feed(feed, answers, frame) for feed in step.feeds}
+    feeds = read_feeds(step, answers, frame)
     match step.body:
         case ForestSet() as forests:
             result = _forests(forests, feeds["rows"], feeds.get("group"))
-        case Net() as net:
+        case Net() | Retrieval() | Candidates() as body:
             parts = [
-                net.predict({name: values[start : start + _CHUNK] for name, values in feeds.items()})
+                body.predict({name: values[start : start + _CHUNK] for name, values in feeds.items()})
                 for start in range(0, len(frame), _CHUNK)
             ]
             joined = [np.concatenate(its) for its in zip(*parts, strict=True)]
             by_position = {
                 position: values[:, at]
-                for values, part in zip(joined, net.parts, strict=True)
+                for values, part in zip(joined, body.parts, strict=True)
                 for at, position in enumerate(part.positions)
             }
             return {column.name: by_position[position] for position, column in enumerate(step.columns)}
         case Mean():
             result = step.body.predict(list(feeds.values()))
     return {column.name: result[:, number] for number, column in enumerate(step.columns)}
+
+
+def read_feeds(
+    step: LoweredStep, answers: Mapping[str, Mapping[str, NDArray[Any]]], frame: Any
+) -> dict[str, NDArray[Any]]:
+    """What a step reads, by its body's names; arguments are those of `answer_step`."""
+    return {feed.name: _feed(feed, answers, frame) for feed in step.feeds}
 
 
 def _transform(step: LoweredStep, fitted: Any, frame: Any) -> dict[str, NDArray[Any]]:

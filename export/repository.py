@@ -21,7 +21,15 @@ from tristage.export.place import Checkpoint, Placement
 from tristage.export.split import Columns, call_of, split
 from tristage.manifest import KEPT, MANIFEST
 from tristage.serving.forest.recipe import Recipe
-from tristage.serving.program_file import PROGRAM_FILE, ForestCall, Part, ProgramFile
+from tristage.serving.program_file import (
+    PROGRAM_FILE,
+    CandidatesCall,
+    ForestCall,
+    Part,
+    ProgramFile,
+    RecurrenceCall,
+    SearchCall,
+)
 from tristage.serving.workflow_file import WORKFLOW_FILE, WorkflowFile
 
 __all__ = ["aside", "check_place", "forest_files", "save_model", "write_models"]
@@ -178,10 +186,24 @@ def save_model(
             continue
         call = call_of(part)
         assert tables is not None
-        for name in forest_files(call, tables) if isinstance(call, ForestCall) else [call.recurrence]:
+        for name in _files(call, tables):
             _link(name, folder, tables)
         parts.append(call)
     (folder / PROGRAM_FILE).write_text(ProgramFile(tuple(parts), program.outputs).to_json(), encoding="utf-8")
+
+
+def _files(call: ForestCall | RecurrenceCall | SearchCall | CandidatesCall, tables: Path) -> list[str]:
+    """The files of a folder that a call names, in folders of it too."""
+    match call:
+        case ForestCall():
+            return forest_files(call, tables)
+        case RecurrenceCall():
+            return [call.recurrence]
+        case SearchCall():
+            return [call.index]
+        case CandidatesCall():
+            inside = sorted(path for path in (tables / call.candidates).rglob("*") if path.is_file())
+            return [path.relative_to(tables).as_posix() for path in inside]
 
 
 def forest_files(call: ForestCall, folder: Path) -> list[str]:
@@ -212,6 +234,7 @@ def _link(name: str, folder: Path, tables: Path | None, called: str | None = Non
     path = folder / (called or name)
     if path.exists():
         return
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         path.hardlink_to(tables / name)
     except OSError:

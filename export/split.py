@@ -1,15 +1,17 @@
-"""A graph -> ONNX graphs, and between them what engines answer: forests, recurrences, nets of their own, and columns.
+"""A graph -> ONNX graphs, and between them what engines answer: forests, recurrences, searches, candidates, columns.
 
 In a graph a forest is a node `tristage.Forest` of columns [rows, features] and, where groups have forests of their own,
 their numbers [rows, 1]. A GRU or LSTM layer is a node `tristage.Recurrence` of ids [rows, steps] or projected
 inputs [rows, steps, gates * width], and a mask [rows, steps, 1] where it has one. A net that a framework's own Triton
-backend answers is a node `tristage.Net`. ONNX Runtime knows no such nodes, so the graph is cut there: what needs no
-answer of theirs comes first, then those nodes, then what needs them, and so on. What the columns engine computes is no
-node but many: see `tristage.export.columns`.
+backend answers is a node `tristage.Net`, a Faiss index a node `tristage.Search` of queries [rows, width], and a stack
+that answers candidates a node `tristage.Candidates`. ONNX Runtime knows no such nodes, so the graph is cut there: what
+needs no answer of theirs comes first, then those nodes, then what needs them, and so on. What the columns engine
+computes is no node but many: see `tristage.export.columns`.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,10 +19,12 @@ import onnx
 from onnx import helper
 
 from tristage.errors import ArtifactError
+from tristage.export.candidates import CANDIDATES_NODE
 from tristage.export.columns import apart
 from tristage.export.net.native import native_of
 from tristage.export.onnx_graph import ENGINE_DOMAIN, node_reads, onnx_type
-from tristage.serving.program_file import Choice, ForestCall, RecurrenceCall
+from tristage.export.retrieval import SEARCH_NODE
+from tristage.serving.program_file import CandidatesCall, Choice, ForestCall, RecurrenceCall, SearchCall
 
 __all__ = ["Columns", "Program", "call_of", "split"]
 
@@ -111,8 +115,33 @@ def _parts(
             yield Columns(part) if is_columns else part
 
 
-def call_of(node: onnx.NodeProto) -> ForestCall | RecurrenceCall:
+def call_of(node: onnx.NodeProto) -> ForestCall | RecurrenceCall | SearchCall | CandidatesCall:
     """What a program's file says of a node that one of the runner's engines answers."""
+    if node.op_type == SEARCH_NODE:
+        says = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        items, scores = node.output
+        return SearchCall(
+            step=node.name,
+            index=says["index"].decode(),
+            queries=node.input[0],
+            width=says["queries"],
+            k=says["width"],
+            items=items,
+            scores=scores,
+            compared=says.get("compared"),
+        )
+    if node.op_type == CANDIDATES_NODE:
+        call = json.loads(next(a.s for a in node.attribute if a.name == "call"))
+        count = next(a.i for a in node.attribute if a.name == "width")
+        each, shared = node.input[: len(call["each"])], node.input[len(call["each"]) :]
+        return CandidatesCall(
+            step=node.name,
+            candidates=call["candidates"],
+            count=count,
+            each=dict(zip(call["each"], each, strict=True)),
+            shared=dict(zip(call["shared"], shared, strict=True)),
+            makes=dict(zip(call["makes"], node.output, strict=True)),
+        )
     if node.op_type == "Recurrence":
         made = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         makes = dict(zip([name.decode() for name in made["makes"]], node.output, strict=True))
@@ -180,10 +209,12 @@ def _values(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
                 known.graph.value_info.append(helper.make_tensor_value_info(name, kind, ["rows", its.width]))
         elif node.domain == ENGINE_DOMAIN:
             width = next(a.i for a in node.attribute if a.name == "width")
-            makes = next((a.strings for a in node.attribute if a.name == "makes"), [b"rows"])
-            for name, what in zip(node.output, makes, strict=True):
+            makes = next((a.strings for a in node.attribute if a.name == "makes"), [b"rows"] * len(node.output))
+            dtypes = next((a.strings for a in node.attribute if a.name == "dtypes"), [b"float32"] * len(node.output))
+            for name, what, dtype in zip(node.output, makes, dtypes, strict=True):
                 shape = ["rows", "steps", width] if what == b"every" else ["rows", width]
-                known.graph.value_info.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
+                kind = onnx_type(dtype.decode())
+                known.graph.value_info.append(helper.make_tensor_value_info(name, kind, shape))
     known.opset_import.add(domain=ENGINE_DOMAIN, version=1)
     graph = onnx.shape_inference.infer_shapes(known).graph
     return {value.name: value for value in (*graph.input, *graph.value_info, *graph.output) if value.type.ByteSize()}

@@ -7,7 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from tristage.errors import StackError
-from tristage.stack import ForestStep, ListInput, MeanStep, NetStep, Stack, Step, WorkflowStep
+from tristage.stack import (
+    CandidatesStep,
+    ForestStep,
+    ListInput,
+    MeanStep,
+    NetStep,
+    RetrieveStep,
+    Stack,
+    Step,
+    WorkflowStep,
+)
 from tristage.triton_settings import TritonSettings
 
 __all__ = ["read_stack"]
@@ -16,27 +26,39 @@ _TOP = ("name", "targets", "golden", "inputs", "steps", "outputs", "triton")
 
 
 def read_stack(path: Path) -> Stack:
-    """Read a stack.yaml.
+    """Read a stack.yaml, and those that its steps name.
 
     Raises:
-        StackError: the file is missing, not YAML, holds an unknown key, or describes a stack that cannot be.
+        StackError: a file is missing, not YAML, holds an unknown key or itself, or describes a stack that cannot be.
     """
+    return _read(path, ())
+
+
+def _read(path: Path, around: tuple[Path, ...]) -> Stack:
+    """Read a stack.yaml that a step of another names, which a step of another names ...: `around`."""
     import yaml
 
+    if path.resolve() in around:
+        raise StackError(f"{path} is a step of itself; a step's stack is another file")
     try:
         document = _load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StackError(f"there is no file {path}; give the path of a stack.yaml") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise StackError(f"{path} cannot be read as YAML: {error}") from error
-    here = path.resolve().parent
+    file = path.resolve()
+    here = file.parent
+
+    def stack_of(other: str) -> Stack:
+        return _read(here / other, (*around, file))
+
     try:
         top = _mapping(document, "the file")
         _known(top, _TOP, "the file")
         return Stack(
             name=_text(_need(top, "name", "the file"), "name"),
             steps={
-                str(name): _step(str(name), _mapping(step, f"step {name}"), here)
+                str(name): _step(str(name), _mapping(step, f"step {name}"), here, stack_of)
                 for name, step in _mapping(_need(top, "steps", "the file"), "steps").items()
             },
             outputs={
@@ -70,7 +92,7 @@ def _load(text: str) -> Any:
     return yaml.load(text, Loader)  # noqa: S506 - a SafeLoader
 
 
-def _step(name: str, raw: Mapping[str, Any], here: Path) -> Step:
+def _step(name: str, raw: Mapping[str, Any], here: Path, stack_of: Callable[[str], Stack]) -> Step:
     kinds = [kind for kind in _STEPS if kind in raw]
     if len(kinds) != 1:
         raise StackError(
@@ -79,6 +101,8 @@ def _step(name: str, raw: Mapping[str, Any], here: Path) -> Step:
         )
     allowed, build = _STEPS[kinds[0]]
     _known(raw, (kinds[0], *allowed), f"step {name}")
+    if kinds[0] == "stack":
+        raw = {**raw, "stack": stack_of(_text(raw["stack"], f"stack of step {name}"))}
     return build(name, raw, here)
 
 
@@ -140,12 +164,41 @@ def _mean(name: str, raw: Mapping[str, Any], here: Path) -> Step:
         raise StackError(f"{where}: {error}", step=name) from None
 
 
+def _retrieve(name: str, raw: Mapping[str, Any], here: Path) -> Step:
+    where = f"step {name}"
+    try:
+        return RetrieveStep(
+            here / _text(raw["index"], f"index of {where}"),
+            _texts(_need(raw, "reads", where), f"reads of {where}"),
+            _need(raw, "k", where),
+        )
+    except StackError as error:
+        raise StackError(str(error) if where in str(error) else f"{where}: {error}", step=name) from None
+
+
+def _candidates(name: str, raw: Mapping[str, Any], here: Path) -> Step:
+    where = f"step {name}"
+    sides = {
+        side: {
+            str(column): _texts(references, f"{side}.{column} of {where}")
+            for column, references in _mapping(given, f"{side} of {where} (raw column of its stack: columns)").items()
+        }
+        for side, given in (("each", _need(raw, "each", where)), ("shared", raw.get("shared") or {}))
+    }
+    try:
+        return CandidatesStep(raw["stack"], **sides)
+    except StackError as error:
+        raise StackError(f"{where}: {error}", step=name) from None
+
+
 # the key that says a step's kind -> the other keys it may have, and what builds it
 _STEPS: Mapping[str, tuple[tuple[str, ...], Callable[[str, Mapping[str, Any], Path], Step]]] = {
     "workflow": ((), _workflow),
     "forest": (("reads", "group", "average", "margins"), _forest),
     "net": (("reads", "rewrites", "examples", "backend", "weights"), _net),
     "mean": (("weights", "average", "temperature", "bias"), _mean),
+    "index": (("reads", "k"), _retrieve),
+    "stack": (("each", "shared"), _candidates),
 }
 
 

@@ -1,4 +1,7 @@
-"""A program: ONNX graphs, columns, forests and recurrences, one after the other; see `tristage.export.split`."""
+"""A program: ONNX graphs, columns, forests, recurrences, searches and programs of candidates, one after the other.
+
+`tristage.export.split` says how it is made.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tristage.serving.candidates import Candidates
 from tristage.serving.columns import available
 from tristage.serving.columns.call import Columns
 from tristage.serving.forest import ForestError, OpenForest, open_forest
 from tristage.serving.graph import Graph, GraphError, Tensor
-from tristage.serving.program_file import PROGRAM_FILE, ColumnsCall, ForestCall, ProgramFile, RecurrenceCall
+from tristage.serving.program_file import (
+    PROGRAM_FILE,
+    CandidatesCall,
+    ColumnsCall,
+    ForestCall,
+    ProgramFile,
+    RecurrenceCall,
+    SearchCall,
+)
 from tristage.serving.recurrence.call import Recurrence
+from tristage.serving.search import Search
 
-__all__ = ["Program", "open_part"]
+__all__ = ["Program", "open_compiled", "open_part"]
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -56,7 +69,8 @@ class Asked:
         return engine.predict(rows, group)
 
 
-Opened = Graph | Columns | Recurrence | Asked
+OpenPart = Graph | Columns | Recurrence | Search | Candidates
+Opened = OpenPart | Asked
 
 
 @dataclass(frozen=True)
@@ -129,15 +143,28 @@ class Program:
         return known
 
 
-def open_part(folder: Path, part: str | ColumnsCall | RecurrenceCall, threads: int = 1) -> Graph | Columns | Recurrence:
+def open_part(
+    folder: Path, part: str | ColumnsCall | RecurrenceCall | SearchCall | CandidatesCall, threads: int = 1
+) -> OpenPart:
     """Open a part of a program that is no forest; raises GraphError."""
     match part:
         case RecurrenceCall():
             return Recurrence.open(folder, part)
+        case SearchCall():
+            return Search.open(folder, part)
+        case CandidatesCall():
+            return Candidates(open_compiled(folder / part.candidates, threads), part)
         case ColumnsCall() if available():
             return Columns.open(folder, part)
         case ColumnsCall(graph=file) | str(file):
             return Graph.open(folder / file, threads)
+
+
+def open_compiled(folder: Path, threads: int = 1) -> Graph | Program:
+    """Open what a folder holds, a program or a graph; raises GraphError."""
+    if (folder / PROGRAM_FILE).is_file():
+        return Program.open(folder, threads)
+    return Graph.open(folder / "graph.onnx", threads)
 
 
 def _sides(parts: Sequence[Opened], named: Mapping[str, str]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

@@ -1,4 +1,4 @@
-"""`program.json`: the graphs of a model, what engines answer between them, and which engine answers a forest."""
+"""`program.json`: the graphs of a model, what is asked between them, and which engine answers a forest."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from tristage.errors import RepositoryError
 
 __all__ = [
     "PROGRAM_FILE",
+    "CandidatesCall",
     "Choice",
     "ColumnsCall",
     "ForestCall",
     "Part",
     "ProgramFile",
     "RecurrenceCall",
+    "SearchCall",
     "Sides",
     "read_calls",
 ]
@@ -101,7 +103,53 @@ class ColumnsCall:
     makes: Sides
 
 
-Part = str | ForestCall | RecurrenceCall | ColumnsCall
+@dataclass(frozen=True)
+class SearchCall:
+    """A Faiss index that is asked between two graphs.
+
+    Attributes:
+        step: the stack's step that it is.
+        index: the index's file.
+        queries: the tensor that it reads, [rows, width].
+        width: numbers of a query.
+        k: neighbours that it answers.
+        items: the tensor of their ids that it makes.
+        scores: the tensor of how near they are.
+        compared: vectors that every row is compared with; None where the search decides.
+    """
+
+    step: str
+    index: str
+    queries: str
+    width: int
+    k: int
+    items: str
+    scores: str
+    compared: int | None
+
+
+@dataclass(frozen=True)
+class CandidatesCall:
+    """A stack's program that is asked about every candidate of a row.
+
+    Attributes:
+        step: the stack's step that it is.
+        candidates: the folder of the program, `program.json` or `graph.onnx`.
+        count: candidates of a row.
+        each: input of the program -> the tensor that holds one value of it for each candidate.
+        shared: input of the program -> the tensor that all candidates of a row share.
+        makes: output of the program -> the tensor that becomes of it, a value for each candidate.
+    """
+
+    step: str
+    candidates: str
+    count: int
+    each: Mapping[str, str]
+    shared: Mapping[str, str]
+    makes: Mapping[str, str]
+
+
+Part = str | ForestCall | RecurrenceCall | ColumnsCall | SearchCall | CandidatesCall
 """A graph's file, or what an engine answers."""
 
 
@@ -148,6 +196,10 @@ def _part(said: Mapping[str, Any]) -> Part:
         return str(said["graph"])
     if "recurrence" in said:
         return RecurrenceCall(**said)
+    if "index" in said:
+        return SearchCall(**said)
+    if "candidates" in said:
+        return CandidatesCall(**said)
     engines = tuple(Choice(**choice) for choice in said["engines"])
     if not engines or engines[-1].rows is not None:
         raise ValueError(f"no engine answers any number of rows of step {said['step']}")

@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tristage.errors import RepositoryError
-from tristage.serving.graph import Graph, GraphError, Tensor, decode
+from tristage.serving.graph import GraphError, Tensor, decode
 from tristage.serving.interpreted import Interpreter
-from tristage.serving.program import Program
-from tristage.serving.program_file import PROGRAM_FILE
+from tristage.serving.program import open_compiled
 from tristage.serving.workflow_file import TRUST, WORKFLOW_FILE, WorkflowFile
 
 __all__ = ["TritonPythonModel"]
@@ -106,10 +105,8 @@ def open_folder(folder: Path) -> Runnable:
     """
     file = folder / WORKFLOW_FILE
     threads = int(os.environ.get("TRISTAGE_THREADS", "1"))
-    if (folder / PROGRAM_FILE).is_file():
-        return Program.open(folder, threads)
     if not file.is_file():
-        return Graph.open(folder / "graph.onnx", threads)
+        return open_compiled(folder, threads)
     if os.environ.get(TRUST) != "1":
         raise GraphError(
             f"{file} names a saved workflow, a pickle, and reading one runs it: tristage serve --trust allows that "

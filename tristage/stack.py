@@ -7,9 +7,8 @@ A step reads columns and makes columns. References are written `step.column`, `s
 from __future__ import annotations
 
 import difflib
-import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -17,181 +16,35 @@ from types import MappingProxyType
 from typing import Any
 
 from tristage.errors import StackError
-from tristage.mean_weights import is_number, read_weights
+from tristage.steps import (
+    NET_BACKENDS,
+    CandidatesStep,
+    ForestStep,
+    ListInput,
+    MeanStep,
+    NetStep,
+    RetrieveStep,
+    Step,
+    WorkflowStep,
+    names_of,
+)
 from tristage.triton_settings import TritonSettings
-from tristage.weights import WEIGHT_FORMATS
 
 __all__ = [
     "NET_BACKENDS",
+    "CandidatesStep",
     "ForestStep",
     "ListInput",
     "MeanStep",
     "NetStep",
+    "RetrieveStep",
     "Stack",
     "Step",
     "WorkflowStep",
     "split_reference",
 ]
 
-NET_BACKENDS = ("pytorch", "tensorflow")
-
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
-
-
-@dataclass(frozen=True)
-class ListInput:
-    """What an artifact cannot say of a raw list column: how long it may be, and what fills it up.
-
-    Attributes:
-        max_length: elements a list may have; a client cuts longer ones, and says so.
-        pad: the value that fills a shorter list (0 for integers, NaN for floats, "" for strings when None).
-    """
-
-    max_length: int
-    pad: int | float | str | None = None
-
-    def __post_init__(self) -> None:
-        if self.max_length < 1:
-            raise StackError(f"max_length is {self.max_length}; a list column needs room for at least one element")
-
-
-@dataclass(frozen=True)
-class WorkflowStep:
-    """Preprocessing: a fitted NVTabular workflow, or the folder it was saved to. Reads raw columns."""
-
-    workflow: Any
-
-    def references(self) -> tuple[str, ...]:
-        """A workflow names its raw columns itself."""
-        return ()
-
-
-@dataclass(frozen=True)
-class ForestStep:
-    """Trees: one forest, or one per target, a bag of them, and a set per group.
-
-    Attributes:
-        forest: a file, or a pattern with any of `{target}`, `{bag}` and `{group}` in it, such as
-            `xgb1/{target}-{bag}.ubj`. In Python also a model in memory; a list of models is a bag, a dict has one or a
-            bag for each target; with `group`, a dict has any of these for each group.
-        reads: the columns to take features from; a forest that knows its features' names finds them by name.
-        group: the column whose value chooses the `{group}` that answers a row.
-        average: what a bag averages: "predictions", or "margins", of which it then makes one prediction.
-        margins: answer the margins too (what trees sum up to, before a sigmoid, say), in columns after the predictions.
-    """
-
-    forest: Any
-    reads: tuple[str, ...]
-    group: str | None = None
-    average: str = "predictions"
-    margins: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "reads", _names(self.reads))
-        if self.average not in ("predictions", "margins"):
-            raise StackError(f"average is {self.average!r}; a bag averages predictions or margins")
-
-    def references(self) -> tuple[str, ...]:
-        """What the step reads, the group's column last."""
-        return self.reads if self.group is None else (*self.reads, self.group)
-
-
-@dataclass(frozen=True)
-class NetStep:
-    """A neural net: a file or folder (.keras, .pt2, .pt, .onnx, SavedModel), or in Python the model itself.
-
-    Attributes:
-        net: the artifact.
-        reads: the net's input name -> the columns that make it, side by side.
-        rewrites: names of the exact rewrites that its graph may have, see `tristage.export.rewrites`; None allows all.
-        examples: a torch.nn.Module or TorchScript does not say what it reads: some rows of every input, input name ->
-            array or tensor of [rows] or [rows, width], or the .npz file of them. Others need none.
-        backend: one of NET_BACKENDS: on the targets `ngc-cpu` and `ngc-gpu` that framework's own Triton backend serves
-            the net, as TorchScript or a SavedModel; None serves it as ONNX there too, as all other targets do.
-        weights: one of WEIGHT_FORMATS, to store its tables and matrices so; None leaves them as they were trained. It
-            is not exact: the difference is measured on the golden rows, and stands in the manifest.
-    """
-
-    net: Any
-    reads: Mapping[str, tuple[str, ...]]
-    rewrites: tuple[str, ...] | None = None
-    examples: Any = None
-    backend: str | None = None
-    weights: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.weights is not None and self.weights not in WEIGHT_FORMATS:
-            raise StackError(
-                f"there are no weights of {self.weights!r}; choose one of {', '.join(WEIGHT_FORMATS)}, or leave it out"
-            )
-        if self.weights is not None and self.backend is not None:
-            raise StackError(
-                f"a net on Triton's {self.backend} backend has its weights as they were trained; leave weights or "
-                "backend out"
-            )
-        if self.backend is not None and self.backend not in NET_BACKENDS:
-            raise StackError(
-                f"there is no backend {self.backend!r} for a net; choose {' or '.join(NET_BACKENDS)}, or leave it out: "
-                "ONNX Runtime serves it then"
-            )
-        reads = {tensor: _names(columns) for tensor, columns in self.reads.items()}
-        object.__setattr__(self, "reads", MappingProxyType(reads))
-        if self.rewrites is not None:
-            object.__setattr__(self, "rewrites", _names(self.rewrites))
-
-    def references(self) -> tuple[str, ...]:
-        """Everything the step reads."""
-        return tuple(reference for columns in self.reads.values() for reference in columns)
-
-
-@dataclass(frozen=True)
-class MeanStep:
-    """The mean of several steps, column by column; the steps have columns of the same names.
-
-    Attributes:
-        mean: the steps.
-        weights: step -> weight, or the JSON file of such an object, as a search for weights leaves it; they need not
-            sum to 1. A step of weight 0 is not served, nor what only it reads. None: all weigh the same.
-        average: "predictions", or "logits", which are log(p / (1 - p)) of predictions between 0 and 1: their mean's
-            sigmoid is answered. Predictions are taken to be at least 2**-24 from 0 and from 1.
-        temperature: what the mean's logit is divided by, before the sigmoid.
-        bias: what is added to it then.
-    """
-
-    mean: tuple[str, ...]
-    weights: Mapping[str, float] | Path | str | None = None
-    average: str = "predictions"
-    temperature: float = 1.0
-    bias: float = 0.0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", _names(self.mean))
-        if self.weights is not None:
-            object.__setattr__(self, "weights", MappingProxyType(read_weights(self.weights, self.mean)))
-        if self.average not in ("predictions", "logits"):
-            raise StackError(f"average is {self.average!r}; give predictions or logits")
-        for name in ("temperature", "bias"):
-            value = getattr(self, name)
-            if not is_number(value) or (name == "temperature" and value <= 0):
-                raise StackError(f"{name} is {value!r}; give a number{' above 0' if name == 'temperature' else ''}")
-
-    def references(self) -> tuple[str, ...]:
-        """The steps averaged, without those of weight 0."""
-        if self.weights is None:
-            return self.mean
-        assert isinstance(self.weights, Mapping)
-        return tuple(name for name in self.mean if self.weights[name] != 0)
-
-    def shares(self) -> tuple[float, ...] | None:
-        """What each of the references weighs, of 1 in all; None where all weigh the same."""
-        if self.weights is None:
-            return None
-        assert isinstance(self.weights, Mapping)
-        total = math.fsum(self.weights.values())
-        return tuple(self.weights[name] / total for name in self.references())
-
-
-Step = WorkflowStep | ForestStep | NetStep | MeanStep
 
 
 @dataclass(frozen=True)
@@ -220,7 +73,7 @@ class Stack:
     def __post_init__(self) -> None:
         for attribute in ("steps", "outputs", "inputs"):
             object.__setattr__(self, attribute, MappingProxyType(dict(getattr(self, attribute))))
-        object.__setattr__(self, "targets", _names(self.targets))
+        object.__setattr__(self, "targets", names_of(self.targets))
         for name in (self.name, *self.steps, *self.outputs):
             if not _NAME.fullmatch(name):
                 raise StackError(f"{name!r} is not a name; use letters, digits and underscores, a letter first")
@@ -230,6 +83,11 @@ class Stack:
             raise StackError(
                 f"stack {self.name} has no outputs; name at least one, such as outputs: {{like: score.like}}"
             )
+        for name, step in self.steps.items():
+            if isinstance(step, CandidatesStep) and not isinstance(step.stack, Stack):
+                raise StackError(
+                    f"step {name}: its stack is a {type(step.stack).__name__}; give a tristage.stack.Stack", step=name
+                )
         self._check_references()
         for name in self.triton.steps:
             if name not in self.steps:
@@ -340,11 +198,6 @@ class Stack:
                 near = difflib.get_close_matches(name, bare, n=1)
                 hint = f" (a step reads {near[0]}: is {name} meant?)" if near else ""
                 raise StackError(f"nobody reads step {name}{hint}; remove it, or name it in outputs", step=name)
-
-
-def _names(names: str | Iterable[str]) -> tuple[str, ...]:
-    """One name, or several, as a tuple: a text is not a row of letters."""
-    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def split_reference(reference: str) -> tuple[str, str | None]:

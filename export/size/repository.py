@@ -10,7 +10,15 @@ from tristage.export.size.graphs import graph_work
 from tristage.export.size.recurrences import recurrence_work
 from tristage.export.size.work import Sizes, Work, total
 from tristage.manifest import Manifest
-from tristage.serving.program_file import PROGRAM_FILE, ColumnsCall, ForestCall, ProgramFile, RecurrenceCall
+from tristage.serving.program_file import (
+    PROGRAM_FILE,
+    CandidatesCall,
+    ColumnsCall,
+    ForestCall,
+    ProgramFile,
+    RecurrenceCall,
+    SearchCall,
+)
 
 __all__ = ["sizes_of"]
 
@@ -48,24 +56,39 @@ def sizes_of(repository: Path, manifest: Manifest) -> Sizes:
 
 
 def _version(folder: Path) -> tuple[dict[str, Work], Work, bool]:
-    """The forests of a model's version, by step, the rest of it, and whether there is anything that can be counted."""
+    """What a model's version does, and whether there is anything that can be counted.
+
+    Forests, searches and candidates by step, and the rest.
+    """
     program = folder / PROGRAM_FILE
     if not program.is_file():
         graphs, checkpoints = sorted(folder.glob("*.onnx")), sorted(folder.glob("*.tl"))
         works = [graph_work([graph], {})[0] for graph in graphs] + [checkpoint_work(file) for file in checkpoints]
         return {}, total(works), bool(works) or not any(folder.glob("*.json"))
-    forests: dict[str, Work] = {}
+    named: dict[str, Work] = {}
     graphs, recurrences = [], []
     for part in ProgramFile.read(program).parts:
         match part:
             case ForestCall():
                 work = recipe_work(folder / part.recipe)
-                forests[part.step] = forests.get(part.step, Work()) + work
+                named[part.step] = named.get(part.step, Work()) + work
+            case SearchCall():
+                named[part.step] = _search(folder, part)
+            case CandidatesCall():
+                found, rest, _ = _version(folder / part.candidates)
+                named[part.step] = total([*found.values(), rest]).times(part.count)
             case RecurrenceCall():
                 recurrences.append(part)
             case ColumnsCall(graph=file) | str(file):  # columns are counted in the graph that they were made of
                 graphs.append(folder / file)
-    return forests, _between(folder, graphs, recurrences), True
+    return named, _between(folder, graphs, recurrences), True
+
+
+def _search(folder: Path, call: SearchCall) -> Work:
+    size = (folder / call.index).stat().st_size
+    if call.compared is None:
+        return Work(table_bytes=size, searched=1)
+    return Work(macs=call.compared * call.width, table_bytes=size)
 
 
 def _between(folder: Path, graphs: Sequence[Path], recurrences: Sequence[RecurrenceCall]) -> Work:

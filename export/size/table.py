@@ -32,6 +32,8 @@ def sizes_table(sizes: Sizes) -> Table:
         else "Node visits: at most; not all trees say how many rows reached their leaves.",
         f"{sizes.served.dictionaries} searches of dictionaries serve the keyed look-ups.",
     ]
+    if sizes.served.searched:
+        caption.append("Not counted: the vectors that a search by a graph or by cells compares a query with.")
     if sizes.interpreted:
         caption.append(f"Served by NVTabular itself, and not counted: {', '.join(sizes.interpreted)}.")
     table = Table(title="the work of a row", caption="\n".join(caption), caption_justify="left", box=box.SIMPLE_HEAD)

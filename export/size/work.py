@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import reduce
 from typing import Any
 
@@ -21,11 +21,13 @@ class Work:
             counted with its weight (XGBoost's hessian, or the number of rows), where the trees say how many reached a
             leaf; else every tree's depth.
         estimated: whether `node_visits` are such means; False where a part of them are depths.
-        macs: multiplications with additions of matrix products, convolutions and recurrences.
+        macs: multiplications with additions of matrix products, convolutions and recurrences, and of queries with the
+            vectors of an index that is searched exactly.
         keyed_look_ups: tables of a fitted workflow that are read by a key, once for each element of a list.
         dictionaries: keys that are searched for them: one search serves all tables of the same keys.
         embedding_rows: rows that are read from tables of numbers by an id.
-        table_bytes: size of the tables and dictionaries that are looked up.
+        table_bytes: size of the tables and dictionaries that are looked up, and of indexes.
+        searched: indexes that find out for each query which vectors it is compared with: that is not counted.
     """
 
     trees_met: int = 0
@@ -37,6 +39,7 @@ class Work:
     dictionaries: int = 0
     embedding_rows: int = 0
     table_bytes: int = 0
+    searched: int = 0
 
     def __add__(self, other: Work) -> Work:
         """The work of both."""
@@ -46,6 +49,11 @@ class Work:
             if field.name != "estimated"
         }
         return Work(**summed, estimated=self.estimated and other.estimated)
+
+    def times(self, rows: int) -> Work:
+        """The work of so many rows, on the same trees and tables."""
+        by_row = ("trees_met", "node_visits", "macs", "keyed_look_ups", "dictionaries", "embedding_rows")
+        return replace(self, **{name: getattr(self, name) * rows for name in by_row})
 
 
 def total(works: list[Work]) -> Work:
