@@ -50,6 +50,7 @@ def lower(
     trust: bool = False,
     tables: Path | None = None,
     native: bool = False,
+    within_step: bool = False,
 ) -> LoweredStack:
     """Read and convert every artifact of a stack.
 
@@ -63,6 +64,7 @@ def lower(
         trust: whether saved workflows and pickled forests may be read, which runs what their pickle says.
         tables: the folder that large tables are written to; None keeps all in memory.
         native: whether Triton's own backends serve it, which are given texts and no fingerprints of them.
+        within_step: whether a step asks it about candidates, which takes a workflow that can be compiled.
 
     Raises:
         StackError: a step reads a column that nobody makes, or a wrong number of them.
@@ -77,7 +79,7 @@ def lower(
         reader = Reader(name, stack, steps, raw, golden)
         match step:
             case WorkflowStep():
-                steps[name] = _lower_workflow(name, step, stack, golden, raw, rows, tables, native)
+                steps[name] = _lower_workflow(name, step, stack, golden, raw, rows, tables, native, within_step)
             case ForestStep():
                 steps[name] = _lower_forest(name, step, stack, reader, trust)
             case NetStep():
@@ -88,7 +90,9 @@ def lower(
                 steps[name] = _lower_retrieval(name, step, reader, tables)
             case CandidatesStep():
                 assert tables is not None, "a candidates step's program is a folder beside the tables"
-                steps[name] = nest(name, step, reader, partial(lower, trust=trust, tables=tables), tables)
+                steps[name] = nest(
+                    name, step, reader, partial(lower, trust=trust, tables=tables, within_step=True), tables
+                )
     reader = Reader("", stack, steps, raw, golden)
     outputs = {name: reader.answer(name, reference) for name, reference in stack.outputs.items()}
     strange = [name for name in stack.inputs if name not in raw and name not in golden]
@@ -136,6 +140,7 @@ def _lower_workflow(
     rows: Any,
     tables: Path | None,
     native: bool,
+    within_step: bool,
 ) -> LoweredStep:
     fitted = open_workflow(name, step.workflow)
     nullable = frozenset(column.name for column in golden.values() if column.nullable)
@@ -146,6 +151,11 @@ def _lower_workflow(
             served = compile_workflow(fitted, columns, tables, native=native)
             made = served.outputs
         except NoLowering as lack:
+            if within_step:
+                raise ArtifactError(
+                    f"{lack.reason}, so that it cannot be compiled; candidates are asked of compiled workflows only: "
+                    "write a lowering, see docs/custom_operators.md"
+                ) from lack
             served, made = interpret(fitted, folder_of(step.workflow, lack.reason), columns, rows, lack.reason)
     except ArtifactError as error:
         raise ArtifactError(f"step {name}: {error}", path=error.path) from error

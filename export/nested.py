@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 from tristage.columns import Column
 from tristage.errors import ArtifactError, StackError
 from tristage.export.candidates import Candidates
-from tristage.export.lowered import Feed, LoweredStack, LoweredStep, Source, Workflow
+from tristage.export.lowered import Feed, LoweredStack, LoweredStep, Source
 from tristage.export.net.outputs import NetOutput
 from tristage.export.place import Placement, fuse, place
 from tristage.export.reference import output_answers, reference_answers
 from tristage.export.references import Reader, some
 from tristage.export.repository import save_model
-from tristage.export.workflow import InterpretedWorkflow
 from tristage.manifest import sha256
 from tristage.stack import CandidatesStep, ListInput, NetStep, Stack
 
@@ -59,7 +58,6 @@ def nest(name: str, step: CandidatesStep, reader: Reader, lower: Lower, tables: 
     with within(name):
         inner = lower(stack, known)
         placement = place(inner, _MAX_BATCH)
-    _check_compiled(name, inner)
     asked = {column.name: column for column in placement.signature.inputs}
     _check_given(name, step, inner, asked)
     feeds = []
@@ -185,16 +183,6 @@ def _check_dtype(name: str, column: str, source: Column, to: str) -> None:
         raise StackError(
             f"step {name} gives {given} as {column}, and its stack reads {to}; cast one of them", step=name
         )
-
-
-def _check_compiled(name: str, inner: LoweredStack) -> None:
-    for step in inner.steps:
-        served = step.body.served if isinstance(step.body, Workflow) else None
-        if isinstance(served, InterpretedWorkflow):
-            raise ArtifactError(
-                f"step {name}: {served.reason}, so that step {step.name} of its stack cannot be compiled; candidates "
-                "are asked of compiled workflows only: write a lowering, see docs/custom_operators.md"
-            )
 
 
 @contextlib.contextmanager

@@ -62,10 +62,10 @@ class Search:
         path = folder / call.index
         try:
             import faiss
-        except ImportError as error:
+        except ImportError:
             raise GraphError(
                 f"{path} is a Faiss index, and Faiss is not installed here: pip install 'tristage[retrieval]'"
-            ) from error
+            ) from None
         try:
             index = faiss.read_index(str(path), getattr(faiss, "IO_FLAG_MMAP_IFC", 0))
         except RuntimeError as error:

@@ -41,7 +41,7 @@ class Sizes:
         vector: width of the towers' vectors.
         hidden: width of the user tower's hidden layer.
         users, items: how many there are.
-        near: items that are retrieved.
+        near: items that are retrieved, no more than a request may name.
         kept: of these, items that are scored.
         top: of these, items that are answered.
         seen: items that a request may name.
@@ -64,9 +64,9 @@ class Sizes:
     seed: int = 11
 
 
-SMALL = Sizes(vector=16, hidden=32, users=600, items=500, near=60, kept=24, top=8, seen=20, trees=40, rows=6_000)
+SMALL = Sizes(vector=16, hidden=32, users=600, items=500, near=60, kept=24, top=8, seen=64, trees=40, rows=6_000)
 FULL = Sizes(
-    vector=64, hidden=256, users=20_000, items=100_000, near=500, kept=200, top=20, seen=100, trees=500, rows=40_000
+    vector=64, hidden=256, users=20_000, items=100_000, near=500, kept=200, top=20, seen=500, trees=500, rows=40_000
 )
 
 
@@ -132,19 +132,17 @@ class Order(nn.Module):
         worth = torch.where(category == self.campaign, self.lift * click, click)
         vector = self.vectors[torch.where(known, place, 0.0).long()]
         like = torch.zeros_like(click)  # to the likest that is taken
+        many = torch.zeros_like(click)  # of its category that are taken
         left, taken = known, []
         for _ in range(self.top):
             worthy = torch.where(left, worth - 0.2 * like, _NOTHING)
             best = worthy.argmax(1, keepdim=True)
-            taken.append(torch.where(left.gather(1, best), best, -1))
+            found = left.gather(1, best)
+            taken.append(torch.where(found, best, -1))
             chosen = vector.gather(1, best[:, :, None].expand(-1, 1, vector.shape[2]))
             like = torch.maximum(like, (vector * chosen).sum(2))
-            left = left & (torch.arange(self.kept) != best)
-            many = torch.zeros_like(click)
-            for one in taken:
-                its = category.gather(1, one.clamp(min=0))
-                many = many + ((category == its) & (one >= 0)).float()
-            left = left & (many < self.most)
+            many = many + ((category == category.gather(1, best)) & found).float()
+            left = left & (torch.arange(self.kept) != best) & (many < self.most)
         at = torch.cat(taken, 1)
         inside, found = at.clamp(min=0), at >= 0
         return {
@@ -296,7 +294,12 @@ def train(sizes: Sizes, folder: Path) -> Trained:
     golden = folder / "golden.parquet"
     raw = ["user", "region", "age", "seen"]
     held[raw].to_parquet(golden)
-    return Trained(stages.stack(golden), awkward_visits(held[raw], shop, sizes.seen), stages.answer)
+    awkward = awkward_visits(held[raw], shop, sizes.seen)
+    _, vector = stages.user(awkward)
+    _, near = stages.index.search(vector, sizes.near)
+    for row in range(1, 5):  # of all that is near, none is left, or few are
+        awkward.at[len(awkward) - row, "seen"] = near[-row, row - 1 :]
+    return Trained(stages.stack(golden), awkward, stages.answer)
 
 
 def _workflows(shop: Shop, visits: pd.DataFrame, folder: Path) -> tuple[Any, Any]:

@@ -12,7 +12,7 @@ import pytest
 from tristage.client.golden import TOLERANCE
 
 ROOT = Path(__file__).parents[2]
-SYSTEMS = ("dlrm", "wide_deep", "dcn", "ncf", "gru_session", "transformer_session", "vae_cf")
+SYSTEMS = ("dlrm", "wide_deep", "dcn", "ncf", "gru_session", "transformer_session", "vae_cf", "four_stage")
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
