@@ -68,16 +68,18 @@ def draw_visits(shop: Shop, rows: int, seen: int, seed: int) -> pd.DataFrame:
     """
     random = np.random.default_rng(seed)
     user = random.permutation(np.arange(rows) % len(shop.tastes))
-    suits = shop.tastes[user] @ shop.traits.T + random.gumbel(size=(rows, len(shop.items)))
-    most = np.argpartition(-suits, seen + 1, axis=1)[:, : seen + 1]
-    most = random.permuted(most, axis=1)
+    most = np.empty((rows, seen + 1), np.int64)
+    for some in np.array_split(np.arange(rows), max(1, rows // 256)):
+        met = random.choice(len(shop.items), min(len(shop.items), 2_000), replace=False)  # users see a part of a shop
+        suits = shop.tastes[user[some]] @ shop.traits[met].T + random.gumbel(size=(len(some), len(met)))
+        most[some] = random.permuted(met[np.argpartition(-suits, seen, axis=1)[:, : seen + 1]], axis=1)
     ids = shop.items["item"].to_numpy()
     count = random.integers(0, seen + 1, rows)
     shown = most[:, seen]
     region = random.integers(0, len(REGIONS) + 1, rows)
     age = random.uniform(12, 70, rows).round()
     facts = shop.items.iloc[shown]
-    logit = suits[np.arange(rows), shown] / 4 - np.log(facts["price"].to_numpy()) / 2
+    logit = (shop.tastes[user] * shop.traits[shown]).sum(1) / 4 - np.log(facts["price"].to_numpy()) / 2
     logit += facts["popularity"].to_numpy() / 2 + (age < 30)
     return pd.DataFrame(
         {

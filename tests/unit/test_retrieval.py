@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from tristage.columns import Column
-from tristage.errors import ArtifactError, StackError
+from tristage.errors import ArtifactError, ParityError, StackError
 from tristage.export import export
-from tristage.export.check import run_placement
+from tristage.export.check import check_parity, run_placement
 from tristage.export.lower import lower
 from tristage.export.place import Placement, fuse, place
 from tristage.export.reference import reference_answers
@@ -281,6 +283,66 @@ def test_a_file_and_the_index_itself_are_the_same_bytes_every_time(tmp_path: Pat
         subprocess.run(command, env=environment, check=True, timeout=120)
         files.append(read_manifest(tmp_path / "again").files)
     assert files[0] == files[1] == files[2] == files[3]
+
+
+def _net(kind: str, dtype: int, columns: int, made: int) -> onnx.ModelProto:
+    """One node that makes [rows, made] of [rows, columns]."""
+    inputs, constants = ["x"], []
+    if made < columns:
+        inputs, constants = ["x", "axes"], [numpy_helper.from_array(np.array([1]), "axes")]
+    graph = helper.make_graph(
+        [helper.make_node(kind, inputs, ["y"])],
+        "net",
+        [helper.make_tensor_value_info("x", dtype, ["rows", columns])],
+        [helper.make_tensor_value_info("y", dtype, ["rows", made])],
+        constants,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+
+
+class TestRounding:
+    """The net that makes the query rounds otherwise than its framework, and two neighbours change places."""
+
+    def parity(self, folder: Path, outputs: dict[str, str], rows: int) -> Any:
+        index = faiss.IndexFlatIP(2)
+        index.add(np.eye(2, dtype=np.float32))
+        steps = {
+            "tower": NetStep(_net("Identity", TensorProto.FLOAT, 2, 2), {"x": ("q00", "q01")}),
+            "near": RetrieveStep(index, "tower", 2),
+            "last": NetStep(_net("ReduceMax", TensorProto.INT64, 2, 1), {"x": "near.item*"}),
+            "of_scores": NetStep(_net("ReduceMax", TensorProto.FLOAT, 2, 1), {"x": "near.score*"}),
+        }
+        used = {"highest": "last.score", "best": "of_scores.score"}
+        lowered = lower(Stack("s", steps, {**used, **outputs}), columns(2), tables=folder)
+        tower = lowered.steps[0]
+
+        def framework(feeds: Any) -> Any:
+            (made,) = tower.body.predict(feeds)
+            made[made[:, 0] == 1, 0] -= np.float32(2**-23)
+            return [made]
+
+        other = dataclasses.replace(tower, body=dataclasses.replace(tower.body, predict=framework))
+        lowered = dataclasses.replace(lowered, steps=(other, *lowered.steps[1:]))
+        queries = np.full((400, 2), [3, 2], np.float32)
+        queries[:rows] = [1, 1 - 2**-24]
+        frame = pd.DataFrame(queries, columns=list(columns(2)))
+        answers = reference_answers(lowered, frame)
+        assert answers["near"]["item0"][:rows].tolist() == [1] * rows
+        inputs = {name: queries[:, [at]] for at, name in enumerate(columns(2))}
+        return check_parity(lowered, place(lowered, 64), inputs, answers, frame, 1e-5)
+
+    def test_no_difference_where_the_answers_are_the_same(self, tmp_path: Path) -> None:
+        found = self.parity(tmp_path, {}, 200)
+        assert not found.edge.any()
+        assert max(found.differences.values()) < 1e-6
+
+    def test_rows_whose_answers_change_are_left_out(self, tmp_path: Path) -> None:
+        found = self.parity(tmp_path, {"items": "near.item*"}, 2)
+        assert found.edge.tolist() == [True] * 2 + [False] * 398
+
+    def test_many_are_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ParityError, match=r"3 of 400 golden rows .* neighbours change places, .*fewer neighbours"):
+            self.parity(tmp_path, {"items": "near.item*"}, 3)
 
 
 class TestRefused:
