@@ -222,7 +222,8 @@ class CandidatesStep:
     output `click`; only `click`, where there is one candidate.
 
     Attributes:
-        stack: a `tristage.stack.Stack`, whose outputs are numbers, one for a candidate; its golden rows are not used.
+        stack: a `tristage.stack.Stack`, whose outputs are numbers, one for a candidate; its golden rows and what it
+            says of Triton are not used.
         each: raw column of that stack -> the columns that hold its value for each candidate, in the same order
             everywhere: as many as there are candidates, or a list column of that length.
         shared: raw column of that stack -> the column that holds one value, or one list, for all of a row's candidates;

@@ -3,8 +3,8 @@
 Retrieval: two towers learn vectors of users and items; the items' lie in a Faiss index (HNSW, inner products), and the
 nearest to the user's are candidates. Filtering: a net leaves out what the user has seen, what is not sold in the user's
 region, and what the user is too young for; the rest moves up. Scoring: a forest answers how likely each is clicked.
-Ordering: a net lifts a campaign's category, lets a category have only so many places, and takes one item after the
-other, the likeliest that is least like those it has taken. Where too few are left, the rest are -1.
+Ordering: a net lifts a campaign's category and newer items, lets a category have only so many places, and takes one
+item after the other, the likeliest that is least like those it has taken. Where too few are left, the rest are -1.
 """
 
 from __future__ import annotations
@@ -129,8 +129,10 @@ class Order(nn.Module):
     def forward(self, item: Any, click: Any, category: Any, place: Any) -> Any:
         """The ranked items and their probabilities: item [rows, top] int64, click [rows, top]."""
         known = item >= 0
+        place = torch.where(known, place, 0.0)
         worth = torch.where(category == self.campaign, self.lift * click, click)
-        vector = self.vectors[torch.where(known, place, 0.0).long()]
+        worth = worth + 0.01 * place / len(self.vectors)  # newer ones first: forests answer many items alike
+        vector = self.vectors[place.long()]
         like = torch.zeros_like(click)  # to the likest that is taken
         many = torch.zeros_like(click)  # of its category that are taken
         left, taken = known, []
