@@ -14,6 +14,8 @@ import onnx
 
 from tristage.columns import Column
 from tristage.errors import ArtifactError, StackError
+from tristage.export.feature_tables import lower_table
+from tristage.export.features import find_table
 from tristage.export.forest import read_forests
 from tristage.export.forest.read import find_forests
 from tristage.export.lowered import Feed, LoweredStack, LoweredStep, Source, Workflow
@@ -36,7 +38,16 @@ from tristage.export.workflow import (
     raw_columns,
 )
 from tristage.export.workflow.read import find_workflow, folder_of, open_workflow
-from tristage.stack import CandidatesStep, ForestStep, MeanStep, NetStep, RetrieveStep, Stack, WorkflowStep
+from tristage.stack import (
+    CandidatesStep,
+    FeaturesStep,
+    ForestStep,
+    MeanStep,
+    NetStep,
+    RetrieveStep,
+    Stack,
+    WorkflowStep,
+)
 
 __all__ = ["lower", "narrowed"]
 
@@ -88,6 +99,9 @@ def lower(
                 steps[name] = _lower_mean(name, step, reader)
             case RetrieveStep():
                 steps[name] = _lower_retrieval(name, step, reader, tables)
+            case FeaturesStep():
+                assert tables is not None, "a table's program is a folder beside the tables"
+                steps[name] = lower_table(name, step, reader, partial(lower, tables=tables), tables)
             case CandidatesStep():
                 assert tables is not None, "a candidates step's program is a folder beside the tables"
                 steps[name] = nest(
@@ -103,12 +117,19 @@ def lower(
     return LoweredStack(stack, tuple(steps.values()), outputs, tables)
 
 
+_ONLY_HERE = {
+    RetrieveStep: "searches a Faiss index",
+    CandidatesStep: "answers candidates",
+    FeaturesStep: "looks up features that may be exchanged",
+}
+
+
 def _find_artifacts(stack: Stack, trust: bool, native: bool) -> None:
     """Look for every file first: a missing one is said at once, not after the others have been converted."""
     for name, step in stack.steps.items():
         match step:
-            case RetrieveStep() | CandidatesStep() if native:
-                what = "searches a Faiss index" if isinstance(step, RetrieveStep) else "answers candidates"
+            case RetrieveStep() | CandidatesStep() | FeaturesStep() if native:
+                what = _ONLY_HERE[type(step)]
                 raise StackError(
                     f"step {name} {what}, which none of the container's own backends does; export the stack for "
                     "pip-cpu, or leave the step out",
@@ -124,6 +145,8 @@ def _find_artifacts(stack: Stack, trust: bool, native: bool) -> None:
                     check_backend(name, step.backend, artifact)
             case RetrieveStep(index=artifact):
                 find_index(name, artifact)
+            case FeaturesStep(features=artifact):
+                find_table(name, artifact)
             case CandidatesStep(stack=inner):
                 with within(name):
                     _find_artifacts(inner, trust, native)

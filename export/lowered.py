@@ -9,6 +9,7 @@ from typing import Any
 
 from tristage.columns import Column
 from tristage.export.candidates import Candidates
+from tristage.export.features import Features
 from tristage.export.forest import ForestSet
 from tristage.export.mean import Mean
 from tristage.export.net import Net
@@ -68,7 +69,7 @@ class Workflow:
     served: CompiledWorkflow | InterpretedWorkflow
 
 
-Body = Workflow | ForestSet | Net | Mean | Retrieval | Candidates
+Body = Workflow | ForestSet | Net | Mean | Retrieval | Candidates | Features
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import tempfile
@@ -19,11 +20,13 @@ from tristage.export.net.backends import BACKENDS
 from tristage.export.net.native import NativeNet
 from tristage.export.place import Checkpoint, Placement
 from tristage.export.split import Columns, call_of, split
-from tristage.manifest import KEPT, MANIFEST
+from tristage.manifest import FEATURES, KEPT, MANIFEST
+from tristage.serving.features import CURRENT
 from tristage.serving.forest.recipe import Recipe
 from tristage.serving.program_file import (
     PROGRAM_FILE,
     CandidatesCall,
+    FeaturesCall,
     ForestCall,
     Part,
     ProgramFile,
@@ -186,10 +189,24 @@ def save_model(
             continue
         call = call_of(part)
         assert tables is not None
+        if isinstance(call, FeaturesCall):
+            parts.append(_first_version(call, folder, tables))
+            continue
         for name in _files(call, tables):
             _link(name, folder, tables)
         parts.append(call)
     (folder / PROGRAM_FILE).write_text(ProgramFile(tuple(parts), program.outputs).to_json(), encoding="utf-8")
+
+
+def _first_version(call: FeaturesCall, folder: Path, tables: Path) -> FeaturesCall:
+    """Write a table's folder, with the one version that it has, and say where it is."""
+    name = f"{call.step}-{call.features}{FEATURES}"
+    for path in sorted((tables / call.features).rglob("*")):
+        if path.is_file():
+            inside = path.relative_to(tables).as_posix()
+            _link(inside, folder, tables, f"{name}/{inside}")
+    (folder / name / CURRENT).write_text(f"{call.features}\n", encoding="utf-8")
+    return dataclasses.replace(call, features=name)
 
 
 def _files(call: ForestCall | RecurrenceCall | SearchCall | CandidatesCall, tables: Path) -> list[str]:

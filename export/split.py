@@ -4,9 +4,9 @@ In a graph a forest is a node `tristage.Forest` of columns [rows, features] and,
 their numbers [rows, 1]. A GRU or LSTM layer is a node `tristage.Recurrence` of ids [rows, steps] or projected
 inputs [rows, steps, gates * width], and a mask [rows, steps, 1] where it has one. A net that a framework's own Triton
 backend answers is a node `tristage.Net`, a Faiss index a node `tristage.Search` of queries [rows, width], and a stack
-that answers candidates a node `tristage.Candidates`. ONNX Runtime knows no such nodes, so the graph is cut there: what
-needs no answer of theirs comes first, then those nodes, then what needs them, and so on. What the columns engine
-computes is no node but many: see `tristage.export.columns`.
+that answers candidates a node `tristage.Candidates`, a table of features a node `tristage.Features`. ONNX Runtime knows
+no such nodes, so the graph is cut there: what needs no answer of theirs comes first, then those nodes, then what needs
+them, and so on. What the columns engine computes is no node but many: see `tristage.export.columns`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from onnx import helper
 from tristage.errors import ArtifactError
 from tristage.export.candidates import CANDIDATES_NODE
 from tristage.export.columns import apart
+from tristage.export.features import FEATURES_NODE
 from tristage.export.net.native import native_of
 from tristage.export.onnx_graph import ENGINE_DOMAIN, node_reads, onnx_type
 from tristage.export.retrieval import SEARCH_NODE
-from tristage.serving.program_file import CandidatesCall, Choice, ForestCall, RecurrenceCall, SearchCall
+from tristage.serving.program_file import CandidatesCall, Choice, FeaturesCall, ForestCall, RecurrenceCall, SearchCall
 
 __all__ = ["Columns", "Program", "call_of", "split"]
 
@@ -115,7 +116,7 @@ def _parts(
             yield Columns(part) if is_columns else part
 
 
-def call_of(node: onnx.NodeProto) -> ForestCall | RecurrenceCall | SearchCall | CandidatesCall:
+def call_of(node: onnx.NodeProto) -> ForestCall | RecurrenceCall | SearchCall | CandidatesCall | FeaturesCall:
     """What a program's file says of a node that one of the runner's engines answers."""
     if node.op_type == SEARCH_NODE:
         says = {a.name: helper.get_attribute_value(a) for a in node.attribute}
@@ -142,6 +143,10 @@ def call_of(node: onnx.NodeProto) -> ForestCall | RecurrenceCall | SearchCall | 
             shared=dict(zip(call["shared"], shared, strict=True)),
             makes=dict(zip(call["makes"], node.output, strict=True)),
         )
+    if node.op_type == FEATURES_NODE:
+        call = json.loads(next(a.s for a in node.attribute if a.name == "call"))
+        makes = dict(zip(call["makes"], node.output, strict=True))
+        return FeaturesCall(step=node.name, features=call["features"], reads=node.input[0], makes=makes)
     if node.op_type == "Recurrence":
         made = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         makes = dict(zip([name.decode() for name in made["makes"]], node.output, strict=True))

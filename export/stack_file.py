@@ -9,6 +9,7 @@ from typing import Any
 from tristage.errors import StackError
 from tristage.stack import (
     CandidatesStep,
+    FeaturesStep,
     ForestStep,
     ListInput,
     MeanStep,
@@ -191,6 +192,15 @@ def _candidates(name: str, raw: Mapping[str, Any], here: Path) -> Step:
         raise StackError(f"{where}: {error}", step=name) from None
 
 
+def _features(name: str, raw: Mapping[str, Any], here: Path) -> Step:
+    where = f"step {name}"
+    return FeaturesStep(
+        here / _text(raw["features"], f"features of {where}"),
+        _text(_need(raw, "key", where), f"key of {where}"),
+        _text(raw["ids"], f"ids of {where}") if "ids" in raw else None,
+    )
+
+
 # the key that says a step's kind -> the other keys it may have, and what builds it
 _STEPS: Mapping[str, tuple[tuple[str, ...], Callable[[str, Mapping[str, Any], Path], Step]]] = {
     "workflow": ((), _workflow),
@@ -199,6 +209,7 @@ _STEPS: Mapping[str, tuple[tuple[str, ...], Callable[[str, Mapping[str, Any], Pa
     "mean": (("weights", "average", "temperature", "bias"), _mean),
     "index": (("reads", "k"), _retrieve),
     "stack": (("each", "shared"), _candidates),
+    "features": (("key", "ids"), _features),
 }
 
 

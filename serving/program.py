@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from numpy.typing import NDArray
 from tristage.serving.candidates import Candidates
 from tristage.serving.columns import available
 from tristage.serving.columns.call import Columns
+from tristage.serving.features import Features
 from tristage.serving.forest import ForestError, OpenForest, open_forest
 from tristage.serving.graph import Graph, GraphError, Tensor
 from tristage.serving.program_file import (
     PROGRAM_FILE,
     CandidatesCall,
     ColumnsCall,
+    FeaturesCall,
     ForestCall,
     ProgramFile,
     RecurrenceCall,
@@ -69,7 +72,7 @@ class Asked:
         return engine.predict(rows, group)
 
 
-OpenPart = Graph | Columns | Recurrence | Search | Candidates
+OpenPart = Graph | Columns | Recurrence | Search | Candidates | Features
 Opened = OpenPart | Asked
 
 
@@ -144,7 +147,9 @@ class Program:
 
 
 def open_part(
-    folder: Path, part: str | ColumnsCall | RecurrenceCall | SearchCall | CandidatesCall, threads: int = 1
+    folder: Path,
+    part: str | ColumnsCall | RecurrenceCall | SearchCall | CandidatesCall | FeaturesCall,
+    threads: int = 1,
 ) -> OpenPart:
     """Open a part of a program that is no forest; raises GraphError."""
     match part:
@@ -154,6 +159,8 @@ def open_part(
             return Search.open(folder, part)
         case CandidatesCall():
             return Candidates(open_compiled(folder / part.candidates, threads), part)
+        case FeaturesCall():
+            return Features(folder / part.features, part, partial(open_compiled, threads=threads))
         case ColumnsCall() if available():
             return Columns.open(folder, part)
         case ColumnsCall(graph=file) | str(file):

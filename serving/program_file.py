@@ -15,6 +15,7 @@ __all__ = [
     "CandidatesCall",
     "Choice",
     "ColumnsCall",
+    "FeaturesCall",
     "ForestCall",
     "Part",
     "ProgramFile",
@@ -149,7 +150,24 @@ class CandidatesCall:
     makes: Mapping[str, str]
 
 
-Part = str | ForestCall | RecurrenceCall | ColumnsCall | SearchCall | CandidatesCall
+@dataclass(frozen=True)
+class FeaturesCall:
+    """A table of features that is asked between two graphs, and may be exchanged while it is served.
+
+    Attributes:
+        step: the stack's step that it is.
+        features: the folder of the table's versions, see `tristage.serving.features`.
+        reads: the tensor of the ids, [rows, 1].
+        makes: feature -> the tensor that it becomes, [rows, 1].
+    """
+
+    step: str
+    features: str
+    reads: str
+    makes: Mapping[str, str]
+
+
+Part = str | ForestCall | RecurrenceCall | ColumnsCall | SearchCall | CandidatesCall | FeaturesCall
 """A graph's file, or what an engine answers."""
 
 
@@ -200,6 +218,8 @@ def _part(said: Mapping[str, Any]) -> Part:
         return SearchCall(**said)
     if "candidates" in said:
         return CandidatesCall(**said)
+    if "features" in said:
+        return FeaturesCall(**said)
     engines = tuple(Choice(**choice) for choice in said["engines"])
     if not engines or engines[-1].rows is not None:
         raise ValueError(f"no engine answers any number of rows of step {said['step']}")

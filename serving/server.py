@@ -22,6 +22,7 @@ from typing import IO, cast
 
 from tristage.errors import ArtifactError, PortInUse, RepositoryError, ServerError
 from tristage.manifest import Manifest, check_files, has_rate_limits, keeps_answers, read_manifest
+from tristage.serving.features import check_tables
 from tristage.serving.log import Log, LogTarget, reason, still_loading, taken_port
 from tristage.serving.machine import address_of, check_cores, choose_ports
 from tristage.serving.reload import check_same_stack, first_generation, switch
@@ -131,6 +132,7 @@ class Server:
                 return False
             check_same_stack(before, manifest)
             check_files(its.root, manifest)
+            check_tables(its.root)
             _check_workflows(its.root, manifest, its.trust)
             self._tries += 1
             address = self.grpc_url.removeprefix("grpc://")
@@ -235,6 +237,7 @@ def serve(
     root = Path(repository).absolute()
     manifest = read_manifest(root)
     check_files(root, manifest)
+    check_tables(root)
     if not (root / manifest.stack).is_dir():
         raise RepositoryError(f"{root} has no model {manifest.stack}, which its manifest names; export the stack again")
     _check_workflows(root, manifest, trust)

@@ -16,6 +16,7 @@ from tristage.tuning import Tuning
 from tristage.weights import NarrowWeights
 
 __all__ = [
+    "FEATURES",
     "GOLDEN",
     "KEPT",
     "MANIFEST",
@@ -25,6 +26,7 @@ __all__ = [
     "checksums",
     "has_rate_limits",
     "keeps_answers",
+    "feature_tables",
     "model_of",
     "read_manifest",
     "sha256",
@@ -34,6 +36,7 @@ __all__ = [
 MANIFEST = "manifest.json"
 GOLDEN = "golden.parquet"
 REFERENCE = "reference.json"  # how the golden rows' columns and answers are distributed
+FEATURES = ".features"  # ends the names of folders whose tables change without an export, and vouch for themselves
 KEPT = "README.md"  # the one file of a repository that belongs to its owner, not to an export
 FORMAT = 1
 
@@ -172,8 +175,15 @@ def _files(repository: Path) -> Iterator[Path]:
     own = {repository / MANIFEST, repository / KEPT}
     for path in sorted(repository.rglob("*")):
         # Python writes bytecode beside the models it runs
+        if any(folder.endswith(FEATURES) for folder in path.relative_to(repository).parts[:-1]):
+            continue
         if path.is_file() and path not in own and path.suffix != ".pyc" and path.name not in (".gitignore", ".gitkeep"):
             yield path
+
+
+def feature_tables(repository: Path) -> list[Path]:
+    """The folders of a repository's tables of features, see `tristage.serving.features`, sorted."""
+    return sorted(path for path in repository.glob(f"*/1/**/*{FEATURES}") if path.is_dir())
 
 
 def sha256(path: Path) -> str:

@@ -19,6 +19,7 @@ from tristage.errors import StackError
 from tristage.steps import (
     NET_BACKENDS,
     CandidatesStep,
+    FeaturesStep,
     ForestStep,
     ListInput,
     MeanStep,
@@ -33,6 +34,7 @@ from tristage.triton_settings import TritonSettings
 __all__ = [
     "NET_BACKENDS",
     "CandidatesStep",
+    "FeaturesStep",
     "ForestStep",
     "ListInput",
     "MeanStep",

@@ -20,6 +20,7 @@ from tristage.weights import WEIGHT_FORMATS
 __all__ = [
     "NET_BACKENDS",
     "CandidatesStep",
+    "FeaturesStep",
     "ForestStep",
     "ListInput",
     "MeanStep",
@@ -251,7 +252,36 @@ class CandidatesStep:
         )
 
 
-Step = WorkflowStep | ForestStep | NetStep | MeanStep | RetrieveStep | CandidatesStep
+@dataclass(frozen=True)
+class FeaturesStep:
+    """Features of a thing by its id: the columns of a table that may be exchanged while it is served.
+
+    Its columns are the table's, without the ids; a column of lists of one length is numbered, `taste0`, `taste1`, ...
+    What NVTabular's JoinExternal answers is answered: whole numbers as float64, and NaN where an id is null, or not
+    in the table.
+
+    Attributes:
+        features: the table's Parquet file, with one row for each id; in Python also a pandas.DataFrame or an Arrow
+            table. Its features are numbers.
+        key: the column that holds the ids, numbers or text.
+        ids: what the table calls its ids; None: as `key` does, without the step that it is of.
+    """
+
+    features: Any
+    key: str
+    ids: str | None = None
+
+    def references(self) -> tuple[str, ...]:
+        """The ids' column."""
+        return (self.key,)
+
+    @property
+    def id_column(self) -> str:
+        """What the table calls its ids."""
+        return self.ids or self.key.rpartition(".")[2]
+
+
+Step = WorkflowStep | ForestStep | NetStep | MeanStep | RetrieveStep | CandidatesStep | FeaturesStep
 
 
 def names_of(names: str | Iterable[str]) -> tuple[str, ...]:

@@ -10,10 +10,12 @@ from tristage.export.size.graphs import graph_work
 from tristage.export.size.recurrences import recurrence_work
 from tristage.export.size.work import Sizes, Work, total
 from tristage.manifest import Manifest
+from tristage.serving.features import current
 from tristage.serving.program_file import (
     PROGRAM_FILE,
     CandidatesCall,
     ColumnsCall,
+    FeaturesCall,
     ForestCall,
     ProgramFile,
     RecurrenceCall,
@@ -77,6 +79,9 @@ def _version(folder: Path) -> tuple[dict[str, Work], Work, bool]:
             case CandidatesCall():
                 found, rest, _ = _version(folder / part.candidates)
                 named[part.step] = total([*found.values(), rest]).times(part.count)
+            case FeaturesCall():
+                found, rest, _ = _version(current(folder / part.features))
+                named[part.step] = total([*found.values(), rest])
             case RecurrenceCall():
                 recurrences.append(part)
             case ColumnsCall(graph=file) | str(file):  # columns are counted in the graph that they were made of

@@ -1,0 +1,202 @@
+"""Tables of features by id, which may be exchanged while they are served.
+
+A table's folder, `STEP-VERSION.features` beside the program that asks it, holds a folder for each of its versions, and
+a file CURRENT that names one of them. A version is a compiled program from ids to features, memory-mapped, and
+`features.json` with what it holds. Whoever writes one writes it aside, renames it, and then exchanges CURRENT by a
+rename; a server looks at CURRENT with every request, opens another version beside the one that it has, and changes
+over between two requests.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tristage.errors import RepositoryError
+from tristage.manifest import feature_tables, sha256
+from tristage.serving.graph import GraphError, Tensor
+from tristage.serving.program_file import FeaturesCall
+
+__all__ = ["ABOUT", "CURRENT", "About", "Features", "check_tables", "current"]
+
+CURRENT = "CURRENT"
+ABOUT = "features.json"
+
+
+@dataclass(frozen=True)
+class About:
+    """What a version of a table holds.
+
+    Attributes:
+        ids: what the table calls its ids.
+        dtype: the ids' type, as a request sends them.
+        columns: feature -> its NumPy type.
+        rows: ids.
+        files: file of the version, relative to its folder -> its SHA-256 in hexadecimal.
+    """
+
+    ids: str
+    dtype: str
+    columns: Mapping[str, str]
+    rows: int
+    files: Mapping[str, str]
+
+    @classmethod
+    def read(cls, folder: Path) -> About:
+        """What the folder of a version says of itself.
+
+        Raises:
+            RepositoryError: it says nothing that can be read.
+        """
+        path = folder / ABOUT
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise RepositoryError(f"{path} cannot be read ({error}); write the table again") from error
+
+    def to_json(self) -> str:
+        """As `read` reads it; the same version gives the same bytes."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+
+def current(tables: Path) -> Path:
+    """The folder of the version that is served.
+
+    Raises:
+        RepositoryError: CURRENT is missing, or names no version.
+    """
+    path = tables / CURRENT
+    try:
+        name = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RepositoryError(f"{path} cannot be read ({error}); export the stack again") from error
+    version = tables / name
+    if not name or version.parent != tables or not version.is_dir():
+        raise RepositoryError(f"{path} names the version {name!r}, which is not there; export the stack again")
+    return version
+
+
+def check_tables(repository: Path) -> None:
+    """Check that the versions of a repository's tables that are served are what was written.
+
+    Raises:
+        RepositoryError: names the file that is missing or changed.
+    """
+    for tables in feature_tables(repository):
+        version = current(tables)
+        for name, digest in About.read(version).files.items():
+            path = version / name
+            if not path.is_file() or sha256(path) != digest:
+                raise RepositoryError(f"{path} is missing, or changed since it was written; write the table again")
+
+
+class _Inner(Protocol):
+    """A compiled program: a Graph or a Program."""
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What it reads."""
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """What it answers."""
+
+    def run(self, tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Evaluate it."""
+
+
+class Features:
+    """An opened table; evaluated as a Graph is. Changes over to another version by itself."""
+
+    def __init__(self, tables: Path, call: FeaturesCall, opens: Callable[[Path], _Inner]) -> None:
+        """Open the version that is current.
+
+        Args:
+            tables: the table's folder.
+            call: how its tensors are called.
+            opens: opens a version's folder.
+
+        Raises:
+            GraphError: it cannot be opened.
+        """
+        self._tables, self._call, self._opens = tables, call, opens
+        self._current = tables / CURRENT
+        self._seen = self._mark()
+        self._opening: threading.Thread | None = None
+        try:
+            self._inner = self._checked(current(tables))
+        except RepositoryError as error:
+            raise GraphError(str(error)) from error
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The ids."""
+        (ids,) = self._inner.inputs
+        return (Tensor(self._call.reads, ids.triton_type, ids.dtype, ids.width),)
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """The features."""
+        inner = {tensor.name: tensor for tensor in self._inner.outputs}
+        return tuple(
+            Tensor(outer, inner[name].triton_type, inner[name].dtype, inner[name].width)
+            for name, outer in self._call.makes.items()
+        )
+
+    def run(self, tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Answer rows, all of them from one version; arguments, answers and errors are those of `Graph.run`."""
+        self._look()
+        inner = self._inner
+        (ids,) = inner.inputs
+        made = inner.run({ids.name: tensors[self._call.reads]})
+        return {outer: made[name] for name, outer in self._call.makes.items()}
+
+    def _look(self) -> None:
+        """Begin to open another version, where there is one that nobody has tried."""
+        mark = self._mark()
+        if mark in (self._seen, None) or (self._opening is not None and self._opening.is_alive()):
+            return
+        self._seen = mark
+        self._opening = threading.Thread(target=self._change, daemon=True)
+        self._opening.start()
+
+    def _change(self) -> None:
+        try:
+            self._inner = self._checked(current(self._tables))
+        except (RepositoryError, GraphError) as error:
+            sys.stderr.write(f"step {self._call.step} goes on with the features that it has: {error}\n")
+            sys.stderr.flush()
+
+    def _checked(self, version: Path) -> _Inner:
+        inner = self._opens(version)
+        makes = {tensor.name for tensor in inner.outputs}
+        missing = sorted(set(self._call.makes) - makes)
+        if missing or len(inner.inputs) != 1:
+            raise GraphError(f"{version} holds other features ({', '.join(missing)} is missing); write the table again")
+        known = getattr(self, "_inner", None)
+        if known is not None and _sides(known, self._call) != _sides(inner, self._call):
+            raise GraphError(f"{version} holds ids or features of other types; write the table again")
+        return inner
+
+    def _mark(self) -> tuple[int, int] | None:
+        """Differs for every exchange of CURRENT; None where it is gone, with the export that it was of."""
+        try:
+            found = self._current.stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_ino
+
+
+def _sides(inner: _Inner, call: FeaturesCall) -> tuple[Any, ...]:
+    """Types of what a table reads and makes, as far as it is asked for."""
+    made = {tensor.name: (tensor.dtype, tensor.width) for tensor in inner.outputs}
+    (ids,) = inner.inputs
+    return np.dtype(ids.dtype), ids.width, tuple(made[name] for name in call.makes)
