@@ -33,6 +33,7 @@ class Verification:
         differences: output -> largest absolute difference; infinite where one side only is NaN.
         narrow: output -> by how much the export said that it differs for narrow weights, which passes beside the
             tolerance; empty where weights are as they were trained.
+        exchanged: features steps that look up another table than the export's, whose answers the golden rows hold.
     """
 
     stack: str
@@ -41,6 +42,7 @@ class Verification:
     tolerance: float
     differences: Mapping[str, float]
     narrow: Mapping[str, float] = field(default_factory=dict)
+    exchanged: tuple[str, ...] = ()
 
     def allowed(self, output: str) -> float:
         """The largest difference of an output that passes."""
@@ -65,10 +67,15 @@ class Verification:
         if not self.passed:
             worst = max(self.differences, key=lambda name: self.differences[name] - self.allowed(name))
             why = " (what its narrow weights were measured to do is in it)" if self.narrow.get(worst) else ""
+            then = "export the stack again, and compare the versions in its manifest.json"
+            if self.exchanged:
+                then = (
+                    f"the table of {', '.join(self.exchanged)} is another than that of the export, which the golden "
+                    "rows were answered with: export the stack with it to prove it"
+                )
             raise ParityError(
                 f'{self.url} does not answer what training did: "{worst}" differs by {self.differences[worst]:.3g}, '
-                f"more than {self.allowed(worst):.6g}{why}; export the stack again, and compare the versions in its "
-                "manifest.json"
+                f"more than {self.allowed(worst):.6g}{why}; {then}"
             )
 
 
@@ -88,7 +95,7 @@ def verify(client: Client, repository: str | os.PathLike[str], *, tolerance: flo
         RepositoryError: the repository is incomplete, or the server serves another export.
         ServerError: the server cannot be reached or refuses.
     """
-    from tristage.manifest import GOLDEN, read_manifest
+    from tristage.manifest import GOLDEN, exchanged_tables, read_manifest
 
     root = Path(repository)
     manifest = read_manifest(root)
@@ -112,7 +119,8 @@ def verify(client: Client, repository: str | os.PathLike[str], *, tolerance: flo
         for name in outputs
     }
     narrow = {} if manifest.weights is None else manifest.weights.outputs
-    return Verification(signature.stack, client.url, table.num_rows, tolerance, differences, narrow)
+    exchanged = exchanged_tables(root)
+    return Verification(signature.stack, client.url, table.num_rows, tolerance, differences, narrow, exchanged)
 
 
 def largest_difference(expected: NDArray[Any], answered: NDArray[Any]) -> float:

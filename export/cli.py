@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +15,7 @@ from tristage.errors import StackError
 from tristage.export.tuning.cli import engines_table, measure_forests
 from tristage.stack import ListInput, Stack
 from tristage.targets import TARGETS, find_target
-from tristage.terminal import console, out, stages
+from tristage.terminal import console, hush_tensorflow, out, stages
 
 if TYPE_CHECKING:
     from tristage.export import Fallback
@@ -77,8 +76,7 @@ def export(
     stack's golden rows are asked of the training libraries and of the exported graphs, and nothing is written where
     the two differ by more than 1e-5.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else TensorFlow announces them on stderr
+    hush_tensorflow()
     from tristage.export import export as run
 
     if tune and find_target(target).native:

@@ -13,6 +13,7 @@ from tristage.client.cli import predict, verify
 from tristage.errors import TristageError
 from tristage.export.cli import export
 from tristage.export.inspect_cli import inspect
+from tristage.export.features_cli import features
 from tristage.export.tuning.cli import tune
 from tristage.gateway.cli import gateway
 from tristage.loadtest.cli import compare, loadtest
@@ -33,7 +34,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",  # joins a docstring's lines
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (export, tune, inspect, serve, gateway, verify, predict, loadtest, compare):
+for command in (export, tune, features, inspect, serve, gateway, verify, predict, loadtest, compare):
     app.command()(command)
 
 

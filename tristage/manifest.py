@@ -26,6 +26,7 @@ __all__ = [
     "checksums",
     "has_rate_limits",
     "keeps_answers",
+    "exchanged_tables",
     "feature_tables",
     "model_of",
     "read_manifest",
@@ -184,6 +185,16 @@ def _files(repository: Path) -> Iterator[Path]:
 def feature_tables(repository: Path) -> list[Path]:
     """The folders of a repository's tables of features, see `tristage.serving.features`, sorted."""
     return sorted(path for path in repository.glob(f"*/1/**/*{FEATURES}") if path.is_dir())
+
+
+def exchanged_tables(repository: Path) -> tuple[str, ...]:
+    """The features steps whose table is another than that of the export, which a table's folder is called after."""
+    found = []
+    for folder in feature_tables(repository):
+        step, _, version = folder.name.removesuffix(FEATURES).rpartition("-")
+        if (folder / "CURRENT").read_text(encoding="utf-8").strip() != version:
+            found.append(step)
+    return tuple(found)
 
 
 def sha256(path: Path) -> str:

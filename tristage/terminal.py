@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-__all__ = ["console", "out", "progress", "stages"]
+__all__ = ["console", "hush_tensorflow", "out", "progress", "stages"]
 
 console = Console(stderr=True, highlight=False)
 out = Console(highlight=False)
+
+
+def hush_tensorflow() -> None:
+    """Keep TensorFlow, which is imported later, from announcing its options on stderr."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 
 def progress() -> Progress:
