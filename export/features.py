@@ -121,6 +121,7 @@ def read_table(step: str, artifact: Any, ids: str) -> Any:
     import pandas as pd
     import pyarrow as pa
 
+    find_table(step, artifact)
     path = Path(artifact) if isinstance(artifact, (str, Path)) else None
     what = f"step {step}: {path or 'its table'}"
 
