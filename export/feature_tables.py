@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tristage.columns import Column
 from tristage.errors import ArtifactError, InputError, ParityError, StackError
 from tristage.export.features import IDS, Features, read_table
-from tristage.export.lowered import Feed, LoweredStack, LoweredStep, Workflow
+from tristage.export.lowered import Feed, LoweredStack, LoweredStep, Source, Workflow
 from tristage.export.nested import frame_of, within
 from tristage.export.net.outputs import NetOutput
 from tristage.export.place import Placement, fuse, place
@@ -32,7 +32,16 @@ from tristage.manifest import feature_tables, sha256
 from tristage.serving.features import ABOUT, CURRENT, About, current
 from tristage.stack import FeaturesStep, Stack, WorkflowStep
 
-__all__ = ["KEPT_VERSIONS", "FeatureTable", "compile_table", "find_tables", "go_back", "lower_table", "replace_table"]
+__all__ = [
+    "KEPT_VERSIONS",
+    "FeatureTable",
+    "compile_table",
+    "find_tables",
+    "go_back",
+    "lower_table",
+    "one_id",
+    "replace_table",
+]
 
 KEPT_VERSIONS = 3  # of a table: the one that is served, and those before it
 _MAX_BATCH = 4096
@@ -75,13 +84,23 @@ def lower_table(name: str, step: FeaturesStep, reader: Reader, lower: Lower, tab
         StackError: its key is several columns, or a list.
         ArtifactError: the table cannot be read, or its ids cannot be looked up exactly.
     """
+    source = one_id(name, step, reader)
+    column = source.column
+    frame = read_table(name, step.features, step.id_column)
+    body = compile_table(name, frame, Column(step.id_column, column.dtype, nullable=column.nullable), lower, tables)
+    return LoweredStep(name, body, (Feed(IDS, (source,), column.wire_dtype),), body.columns)
+
+
+def one_id(name: str, step: FeaturesStep, reader: Reader) -> Source:
+    """The column that a features step finds its ids in.
+
+    Raises:
+        StackError: it is several, or a list.
+    """
     sources = reader.many(step.references())
     if len(sources) != 1 or sources[0].column.length is not None:
         raise StackError(f"step {name}: its key {step.key} is not one id for a row; name one column of ids", step=name)
-    column = sources[0].column
-    frame = read_table(name, step.features, step.id_column)
-    body = compile_table(name, frame, Column(step.id_column, column.dtype, nullable=column.nullable), lower, tables)
-    return LoweredStep(name, body, (Feed(IDS, tuple(sources), column.wire_dtype),), body.columns)
+    return sources[0]
 
 
 def compile_table(name: str, frame: Any, key: Column, lower: Lower, tables: Path) -> Features:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from tristage.columns import Column
 from tristage.errors import ArtifactError
-from tristage.export.net.outputs import NetOutput, Part, column_dtypes, parts_of
+from tristage.export.net.outputs import NetOutput, Part
 from tristage.export.onnx_graph import ENGINE_DOMAIN, GraphBuilder
 
 if TYPE_CHECKING:
     from tristage.export.lowered import LoweredStack
     from tristage.export.place import Placement
 
-__all__ = ["FEATURES_NODE", "IDS", "Features", "find_table", "read_table"]
+__all__ = ["FEATURES_NODE", "IDS", "Features", "by_type", "find_table", "read_table"]
 
 FEATURES_NODE = "Features"  # the operator, of ENGINE_DOMAIN, that stands for a table
 IDS = "ids"
@@ -49,12 +49,12 @@ class Features:
     @property
     def parts(self) -> tuple[Part, ...]:
         """Its features by their types."""
-        return parts_of(self.outputs)
+        return by_type(self.outputs)
 
     @property
     def columns(self) -> tuple[Column, ...]:
         """Its columns, in the table's order."""
-        return tuple(map(Column, [output.name for output in self.outputs], column_dtypes(self.outputs)))
+        return tuple(Column(output.name, output.dtype) for output in self.outputs)
 
     def predict(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """What NVTabular answers for ids [rows, 1]: [rows, n] for each part."""
@@ -82,6 +82,13 @@ class Features:
             graph.concat([graph.cast(made[at], self.outputs[at].dtype, part.dtype) for at in part.outputs])
             for part in self.parts
         )
+
+
+def by_type(features: Sequence[NetOutput]) -> tuple[Part, ...]:
+    """Features of one number each by their types, which they are served as."""
+    dtypes = dict.fromkeys(feature.dtype for feature in features)
+    places = {dtype: tuple(at for at, its in enumerate(features) if its.dtype == dtype) for dtype in dtypes}
+    return tuple(Part(dtype, dtype, its, its) for dtype, its in places.items())
 
 
 def find_table(step: str, artifact: Any) -> None:

@@ -14,8 +14,9 @@ import onnx
 
 from tristage.columns import Column
 from tristage.errors import ArtifactError, StackError
-from tristage.export.feature_tables import lower_table
-from tristage.export.features import find_table
+from tristage.export.feature_source import open_for_export
+from tristage.export.feature_tables import lower_table, one_id
+from tristage.export.features import IDS, find_table
 from tristage.export.forest import read_forests
 from tristage.export.forest.read import find_forests
 from tristage.export.lowered import Feed, LoweredStack, LoweredStep, Source, Workflow
@@ -40,6 +41,7 @@ from tristage.export.workflow import (
 from tristage.export.workflow.read import find_workflow, folder_of, open_workflow
 from tristage.stack import (
     CandidatesStep,
+    FeatureSource,
     FeaturesStep,
     ForestStep,
     MeanStep,
@@ -99,6 +101,8 @@ def lower(
                 steps[name] = _lower_mean(name, step, reader)
             case RetrieveStep():
                 steps[name] = _lower_retrieval(name, step, reader, tables)
+            case FeaturesStep(features=FeatureSource()):
+                steps[name] = _lower_source(name, step, reader, trust)
             case FeaturesStep():
                 assert tables is not None, "a table's program is a folder beside the tables"
                 steps[name] = lower_table(name, step, reader, partial(lower, tables=tables), tables)
@@ -145,6 +149,8 @@ def _find_artifacts(stack: Stack, trust: bool, native: bool) -> None:
                     check_backend(name, step.backend, artifact)
             case RetrieveStep(index=artifact):
                 find_index(name, artifact)
+            case FeaturesStep(features=FeatureSource()):
+                pass
             case FeaturesStep(features=artifact):
                 find_table(name, artifact)
             case CandidatesStep(stack=inner):
@@ -316,6 +322,12 @@ def narrowed(lowered: LoweredStack) -> LoweredStack:
             step = dataclasses.replace(step, body=dataclasses.replace(step.body, model=step.body.narrow.model))
         steps.append(step)
     return dataclasses.replace(lowered, steps=tuple(steps))
+
+
+def _lower_source(name: str, step: FeaturesStep, reader: Reader, trust: bool) -> LoweredStep:
+    source = one_id(name, step, reader)
+    body = open_for_export(name, step.features, source.column.wire_dtype, trust)
+    return LoweredStep(name, body, (Feed(IDS, (source,), source.column.wire_dtype),), body.columns)
 
 
 def _lower_retrieval(name: str, step: RetrieveStep, reader: Reader, tables: Path | None) -> LoweredStep:

@@ -9,6 +9,7 @@ from typing import Any
 
 from tristage.columns import Column
 from tristage.export.candidates import Candidates
+from tristage.export.feature_source import Sourced
 from tristage.export.features import Features
 from tristage.export.forest import ForestSet
 from tristage.export.mean import Mean
@@ -69,7 +70,7 @@ class Workflow:
     served: CompiledWorkflow | InterpretedWorkflow
 
 
-Body = Workflow | ForestSet | Net | Mean | Retrieval | Candidates | Features
+Body = Workflow | ForestSet | Net | Mean | Retrieval | Candidates | Features | Sourced
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import onnx
 from tristage.columns import Column, Signature
 from tristage.errors import ArtifactError, StackError
 from tristage.export.candidates import Candidates
+from tristage.export.feature_source import Sourced
 from tristage.export.features import Features
 from tristage.export.forest import ForestSet
 from tristage.export.forest.engines import write_default
@@ -297,7 +298,7 @@ def _graph(
                 positions = {str(g) if text else int(str(g)): number for number, g in enumerate(forests.groups)}
                 group = graph.label_encode(feeds["group"], positions, -1)
             answers = _forests(graph, feeds["rows"], forests, group, tables, step.name, native)
-        case Net() | Retrieval() | Candidates() | Features() as body:
+        case Net() | Retrieval() | Candidates() | Features() | Sourced() as body:
             made = graph.embed(body.model, feeds) if isinstance(body, Net) else body.lower(graph, feeds, step.name)
             return graph.model(
                 _emitted(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tristage.errors import ArtifactError
 from tristage.export.candidates import Candidates
+from tristage.export.feature_source import Sourced
 from tristage.export.features import Features
 from tristage.export.forest import ForestSet
 from tristage.export.lowered import Feed, LoweredStack, LoweredStep, Source, Workflow
@@ -70,7 +71,7 @@ def answer_step(
     match step.body:
         case ForestSet() as forests:
             result = _forests(forests, feeds["rows"], feeds.get("group"))
-        case Net() | Retrieval() | Candidates() | Features() as body:
+        case Net() | Retrieval() | Candidates() | Features() | Sourced() as body:
             parts = [
                 body.predict({name: values[start : start + _CHUNK] for name, values in feeds.items()})
                 for start in range(0, len(frame), _CHUNK)

@@ -32,6 +32,7 @@ from tristage.serving.program_file import (
     ProgramFile,
     RecurrenceCall,
     SearchCall,
+    SourceCall,
 )
 from tristage.serving.workflow_file import WORKFLOW_FILE, WorkflowFile
 
@@ -209,7 +210,7 @@ def _first_version(call: FeaturesCall, folder: Path, tables: Path) -> FeaturesCa
     return dataclasses.replace(call, features=name)
 
 
-def _files(call: ForestCall | RecurrenceCall | SearchCall | CandidatesCall, tables: Path) -> list[str]:
+def _files(call: ForestCall | RecurrenceCall | SearchCall | CandidatesCall | SourceCall, tables: Path) -> list[str]:
     """The files of a folder that a call names, in folders of it too."""
     match call:
         case ForestCall():
@@ -218,6 +219,8 @@ def _files(call: ForestCall | RecurrenceCall | SearchCall | CandidatesCall, tabl
             return [call.recurrence]
         case SearchCall():
             return [call.index]
+        case SourceCall():
+            return []
         case CandidatesCall():
             inside = sorted(path for path in (tables / call.candidates).rglob("*") if path.is_file())
             return [path.relative_to(tables).as_posix() for path in inside]

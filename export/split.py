@@ -21,11 +21,21 @@ from onnx import helper
 from tristage.errors import ArtifactError
 from tristage.export.candidates import CANDIDATES_NODE
 from tristage.export.columns import apart
+from tristage.export.feature_source import SOURCE_NODE
 from tristage.export.features import FEATURES_NODE
 from tristage.export.net.native import native_of
 from tristage.export.onnx_graph import ENGINE_DOMAIN, node_reads, onnx_type
 from tristage.export.retrieval import SEARCH_NODE
-from tristage.serving.program_file import CandidatesCall, Choice, FeaturesCall, ForestCall, RecurrenceCall, SearchCall
+from tristage.serving.program_file import (
+    Call,
+    CandidatesCall,
+    Choice,
+    FeaturesCall,
+    ForestCall,
+    RecurrenceCall,
+    SearchCall,
+    SourceCall,
+)
 
 __all__ = ["Columns", "Program", "call_of", "split"]
 
@@ -116,7 +126,9 @@ def _parts(
             yield Columns(part) if is_columns else part
 
 
-def call_of(node: onnx.NodeProto) -> ForestCall | RecurrenceCall | SearchCall | CandidatesCall | FeaturesCall:
+def call_of(
+    node: onnx.NodeProto,
+) -> Call:
     """What a program's file says of a node that one of the runner's engines answers."""
     if node.op_type == SEARCH_NODE:
         says = {a.name: helper.get_attribute_value(a) for a in node.attribute}
@@ -143,6 +155,10 @@ def call_of(node: onnx.NodeProto) -> ForestCall | RecurrenceCall | SearchCall | 
             shared=dict(zip(call["shared"], shared, strict=True)),
             makes=dict(zip(call["makes"], node.output, strict=True)),
         )
+    if node.op_type == SOURCE_NODE:
+        call = json.loads(next(a.s for a in node.attribute if a.name == "call"))
+        makes = dict(zip(call["dtypes"], node.output, strict=True))
+        return SourceCall(step=node.name, reads=node.input[0], makes=makes, **call)
     if node.op_type == FEATURES_NODE:
         call = json.loads(next(a.s for a in node.attribute if a.name == "call"))
         makes = dict(zip(call["makes"], node.output, strict=True))

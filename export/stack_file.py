@@ -9,6 +9,7 @@ from typing import Any
 from tristage.errors import StackError
 from tristage.stack import (
     CandidatesStep,
+    FeatureSource,
     FeaturesStep,
     ForestStep,
     ListInput,
@@ -194,8 +195,19 @@ def _candidates(name: str, raw: Mapping[str, Any], here: Path) -> Step:
 
 def _features(name: str, raw: Mapping[str, Any], here: Path) -> Step:
     where = f"step {name}"
+    features: Any = raw["features"]
+    if isinstance(features, Mapping):
+        _known(features, ("source", "columns", "settings"), f"features of {where}")
+        columns = _mapping(_need(features, "columns", where), f"columns of {where}")
+        settings = _mapping(features.get("settings") or {}, f"settings of {where}")
+        try:
+            features = FeatureSource(_text(_need(features, "source", where), f"source of {where}"), columns, settings)
+        except StackError as error:
+            raise StackError(f"{where}: {error}", step=name) from None
+    else:
+        features = here / _text(features, f"features of {where}")
     return FeaturesStep(
-        here / _text(raw["features"], f"features of {where}"),
+        features,
         _text(_need(raw, "key", where), f"key of {where}"),
         _text(raw["ids"], f"ids of {where}") if "ids" in raw else None,
     )

@@ -29,9 +29,11 @@ from tristage.serving.program_file import (
     ProgramFile,
     RecurrenceCall,
     SearchCall,
+    SourceCall,
 )
 from tristage.serving.recurrence.call import Recurrence
 from tristage.serving.search import Search
+from tristage.serving.source import Source
 
 __all__ = ["Program", "open_compiled", "open_part"]
 
@@ -72,7 +74,7 @@ class Asked:
         return engine.predict(rows, group)
 
 
-OpenPart = Graph | Columns | Recurrence | Search | Candidates | Features
+OpenPart = Graph | Columns | Recurrence | Search | Candidates | Features | Source
 Opened = OpenPart | Asked
 
 
@@ -148,11 +150,13 @@ class Program:
 
 def open_part(
     folder: Path,
-    part: str | ColumnsCall | RecurrenceCall | SearchCall | CandidatesCall | FeaturesCall,
+    part: str | ColumnsCall | RecurrenceCall | SearchCall | CandidatesCall | FeaturesCall | SourceCall,
     threads: int = 1,
 ) -> OpenPart:
     """Open a part of a program that is no forest; raises GraphError."""
     match part:
+        case SourceCall():
+            return Source.open(part)
         case RecurrenceCall():
             return Recurrence.open(folder, part)
         case SearchCall():

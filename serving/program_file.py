@@ -12,6 +12,7 @@ from tristage.errors import RepositoryError
 
 __all__ = [
     "PROGRAM_FILE",
+    "Call",
     "CandidatesCall",
     "Choice",
     "ColumnsCall",
@@ -22,6 +23,7 @@ __all__ = [
     "RecurrenceCall",
     "SearchCall",
     "Sides",
+    "SourceCall",
     "read_calls",
 ]
 
@@ -167,7 +169,33 @@ class FeaturesCall:
     makes: Mapping[str, str]
 
 
-Part = str | ForestCall | RecurrenceCall | ColumnsCall | SearchCall | CandidatesCall | FeaturesCall
+@dataclass(frozen=True)
+class SourceCall:
+    """A store of features that is asked between two graphs, by code of the user's.
+
+    Attributes:
+        step: the stack's step that it is.
+        source: "module:function", see `tristage.stack.FeatureSource`.
+        settings: the function's keyword arguments.
+        reads: the tensor of the ids, [rows, 1].
+        dtype: the ids' type.
+        makes: feature -> the tensor that it becomes, [rows, 1].
+        dtypes: feature -> its NumPy type.
+    """
+
+    step: str
+    source: str
+    settings: Mapping[str, Any]
+    reads: str
+    dtype: str
+    makes: Mapping[str, str]
+    dtypes: Mapping[str, str]
+
+
+Call = ForestCall | RecurrenceCall | SearchCall | CandidatesCall | FeaturesCall | SourceCall
+"""What an engine, or another part that is no graph, answers."""
+
+Part = str | ColumnsCall | Call
 """A graph's file, or what an engine answers."""
 
 
@@ -220,6 +248,8 @@ def _part(said: Mapping[str, Any]) -> Part:
         return CandidatesCall(**said)
     if "features" in said:
         return FeaturesCall(**said)
+    if "source" in said:
+        return SourceCall(**said)
     engines = tuple(Choice(**choice) for choice in said["engines"])
     if not engines or engines[-1].rows is not None:
         raise ValueError(f"no engine answers any number of rows of step {said['step']}")

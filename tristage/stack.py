@@ -19,6 +19,7 @@ from tristage.errors import StackError
 from tristage.steps import (
     NET_BACKENDS,
     CandidatesStep,
+    FeatureSource,
     FeaturesStep,
     ForestStep,
     ListInput,
@@ -34,6 +35,7 @@ from tristage.triton_settings import TritonSettings
 __all__ = [
     "NET_BACKENDS",
     "CandidatesStep",
+    "FeatureSource",
     "FeaturesStep",
     "ForestStep",
     "ListInput",

@@ -6,6 +6,7 @@ step's order) or, for a raw column of the request, its bare name.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from tristage.weights import WEIGHT_FORMATS
 __all__ = [
     "NET_BACKENDS",
     "CandidatesStep",
+    "FeatureSource",
     "FeaturesStep",
     "ForestStep",
     "ListInput",
@@ -32,6 +34,7 @@ __all__ = [
 ]
 
 NET_BACKENDS = ("pytorch", "tensorflow")
+_FEATURE_TYPES = ("float32", "float64", "int32", "int64")
 
 
 @dataclass(frozen=True)
@@ -253,6 +256,39 @@ class CandidatesStep:
 
 
 @dataclass(frozen=True)
+class FeatureSource:
+    """A store of features that is asked with every request, by code of your own, instead of a table.
+
+    Attributes:
+        source: "module:function", which Triton imports. It is called once for each model that is opened, with the
+            settings, and returns what is called with ids, a NumPy array [rows], and returns feature -> array [rows].
+            It raises what it wants where it cannot answer: the request fails with that.
+        columns: feature -> NumPy type, such as {"age": "float32"}.
+        settings: the function's keyword arguments, which JSON can hold. No secrets: they lie in the repository.
+    """
+
+    source: str
+    columns: Mapping[str, str]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        module, _, function = self.source.partition(":")
+        if not module or not function.isidentifier():
+            raise StackError(f"source is {self.source!r}; write it as module:function")
+        for name, dtype in self.columns.items():
+            if dtype not in _FEATURE_TYPES:
+                raise StackError(f"feature {name} is {dtype!r}; choose one of {', '.join(_FEATURE_TYPES)}")
+        if not self.columns:
+            raise StackError("columns names no feature; say what the source answers, such as {age: float32}")
+        try:
+            json.dumps(dict(self.settings))
+        except (TypeError, ValueError) as error:
+            raise StackError(f"settings cannot be written as JSON ({error}); give texts and numbers") from error
+        for attribute in ("columns", "settings"):
+            object.__setattr__(self, attribute, MappingProxyType(dict(getattr(self, attribute))))
+
+
+@dataclass(frozen=True)
 class FeaturesStep:
     """Features of a thing by its id: the columns of a table that may be exchanged while it is served.
 
@@ -262,7 +298,7 @@ class FeaturesStep:
 
     Attributes:
         features: the table's Parquet file, with one row for each id; in Python also a pandas.DataFrame or an Arrow
-            table. Its features are numbers.
+            table. Its features are numbers. Or a FeatureSource, whose answers are what is answered.
         key: the column that holds the ids, numbers or text.
         ids: what the table calls its ids; None: as `key` does, without the step that it is of.
     """

@@ -20,6 +20,7 @@ from tristage.serving.program_file import (
     ProgramFile,
     RecurrenceCall,
     SearchCall,
+    SourceCall,
 )
 
 __all__ = ["sizes_of"]
@@ -79,6 +80,8 @@ def _version(folder: Path) -> tuple[dict[str, Work], Work, bool]:
             case CandidatesCall():
                 found, rest, _ = _version(folder / part.candidates)
                 named[part.step] = total([*found.values(), rest]).times(part.count)
+            case SourceCall():  # what a store does is not known here
+                named[part.step] = Work()
             case FeaturesCall():
                 found, rest, _ = _version(current(folder / part.features))
                 named[part.step] = total([*found.values(), rest])

@@ -1,0 +1,1 @@
+"""Features from a Redis, asked with every request."""
