@@ -12,8 +12,8 @@ from tristage import __version__
 from tristage.client.cli import predict, verify
 from tristage.errors import TristageError
 from tristage.export.cli import export
-from tristage.export.inspect_cli import inspect
 from tristage.export.features_cli import features
+from tristage.export.inspect_cli import inspect
 from tristage.export.tuning.cli import tune
 from tristage.gateway.cli import gateway
 from tristage.loadtest.cli import compare, loadtest
