@@ -22,7 +22,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
         "from examples.compact.command import main; sys.exit(main())"
     )
     return subprocess.run(
-        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=540, check=False
     )
 
 
