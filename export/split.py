@@ -182,7 +182,8 @@ def _values(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
             width = next(a.i for a in node.attribute if a.name == "width")
             makes = next((a.strings for a in node.attribute if a.name == "makes"), [b"rows"])
             for name, what in zip(node.output, makes, strict=True):
-                shape = ["rows", "steps", width] if what == b"every" else ["rows", width]
+                # ONNX Runtime takes dimensions of one name for equal, and layers have steps of their own
+                shape = ["rows", f"{name} steps", width] if what == b"every" else ["rows", width]
                 known.graph.value_info.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
     known.opset_import.add(domain=ENGINE_DOMAIN, version=1)
     graph = onnx.shape_inference.infer_shapes(known).graph

@@ -15,10 +15,9 @@ from scipy.optimize import minimize
 
 from examples.toss_ctr.metrics import average_precision, score, sigmoid, weighted_log_loss
 
-__all__ = ["Climbed", "Predictions", "blend", "calibrate", "climb", "logit"]
+__all__ = ["Climbed", "Predictions", "blend", "calibrate", "climb"]
 
 Floats = NDArray[np.float64]
-_EDGE = 2.0**-24  # predictions are taken to be at least this far from 0 and from 1
 
 
 @dataclass(frozen=True)
@@ -49,12 +48,6 @@ class Climbed:
     counts: NDArray[np.int64]
     score: float
     tried: tuple[float, ...]
-
-
-def logit(probability: NDArray[np.float32]) -> Floats:
-    """log(p / (1 - p)), as a mean of logits takes it."""
-    inside = np.clip(probability.astype(np.float64), _EDGE, 1 - _EDGE)
-    return np.asarray(np.log(inside) - np.log1p(-inside))
 
 
 def blend(predictions: Predictions, counts: NDArray[np.integer]) -> Floats:

@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out.print(table)
     weighed = [weight for weight in ensemble.weights.values() if weight]
     out.print(
-        f"{len(ensemble.members)} models of {len(ensemble.folds)} folds, of which {len(weighed)} weigh something and are "
-        f"served; temperature {ensemble.temperature:.3f}, bias {ensemble.bias:+.3f}"
+        f"{len(ensemble.members)} models of {len(ensemble.folds)} folds, of which {len(weighed)} weigh something and "
+        f"are served; temperature {ensemble.temperature:.3f}, bias {ensemble.bias:+.3f}"
     )
     return 0

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from examples.toss_ctr.climb import logit
 from examples.toss_ctr.folds import Fold
 from examples.toss_ctr.metrics import average_precision, score, sigmoid, weighted_log_loss
 from examples.toss_ctr.models import KINDS
@@ -68,7 +67,7 @@ class Ensemble:
         members: all that were trained.
         weights: a member's name -> its weight, 0 for what hill climbing left out; they sum to 1.
         temperature, bias: of the mean's logit.
-        out_of_fold: "mean" (all models weigh the same), "climbed" and "calibrated" -> scores on out-of-fold predictions.
+        out_of_fold: "mean" (all models weigh the same), "climbed" and "calibrated" -> scores of out-of-fold answers.
         tried: the score that each hill climb ended with.
         held: raw rows that nobody learned from.
         clicked: which of them were, [rows].
@@ -106,6 +105,5 @@ class Ensemble:
                 continue
             features = fold.read(rows)
             for member in members:
-                answered = KINDS[member.model.kind].ask(member.artifact, features)
-                mean += weights[member.name] * logit(answered)
+                mean += weights[member.name] * KINDS[member.model.kind].ask(member.artifact, features)
         return {"click": sigmoid(mean / self.temperature + self.bias)}

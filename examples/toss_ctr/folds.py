@@ -101,5 +101,7 @@ def fit_fold(number: int, rows: pd.DataFrame, assigned: NDArray[np.int64], lengt
 
 def _features(made: pd.DataFrame, length: int) -> Features:
     return Features(
-        columns(made, CODES, "int64"), columns(made, NUMBERS, "float32"), padded(made[SEQUENCE], length).astype(np.int16)
+        columns(made, CODES, "int64"),
+        columns(made, NUMBERS, "float32"),
+        padded(made[SEQUENCE], length).astype(np.int16),
     )

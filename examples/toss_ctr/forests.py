@@ -16,6 +16,7 @@ from examples.toss_ctr.sizes import Sizes
 __all__ = ["ask", "catboost_trees", "depthwise", "lossguide"]
 
 NAMES = [*CODES, *NUMBERS]
+BINS = 128
 
 
 def depthwise(sizes: Sizes, fold: Fold, clicked: NDArray[np.float32], seed: int) -> xgboost.Booster:
@@ -32,14 +33,16 @@ def lossguide(sizes: Sizes, fold: Fold, clicked: NDArray[np.float32], seed: int)
 def _xgboost(sizes: Sizes, fold: Fold, clicked: NDArray[np.float32], grow: dict[str, Any]) -> xgboost.Booster:
     """Trained with the weight of clicks that makes them as heavy as all else, and no row left out."""
     values = fold.features.of_forest(fold.learn)
-    learn = xgboost.QuantileDMatrix(values, clicked[fold.learn], feature_names=NAMES, max_bin=128)
+    learn = xgboost.QuantileDMatrix(values, clicked[fold.learn], feature_names=NAMES, max_bin=BINS)
     held = xgboost.QuantileDMatrix(
-        fold.features.of_forest(fold.held), clicked[fold.held], feature_names=NAMES, ref=learn, max_bin=128
+        fold.features.of_forest(fold.held), clicked[fold.held], feature_names=NAMES, ref=learn, max_bin=BINS
     )
     parameters = {
         "objective": "binary:logistic",
         "eval_metric": "auc",
         "tree_method": "hist",
+        "max_bin": BINS,
+        "nthread": sizes.threads,
         "learning_rate": sizes.learning_rate,
         "subsample": 0.8,
         "colsample_bytree": 0.6,
@@ -58,7 +61,8 @@ def catboost_trees(sizes: Sizes, fold: Fold, clicked: NDArray[np.float32], seed:
         iterations=sizes.trees,
         learning_rate=sizes.learning_rate,
         depth=sizes.depth,
-        border_count=128,
+        border_count=BINS,
+        thread_count=sizes.threads,
         scale_pos_weight=_weight(clicked),
         eval_metric="AUC",
         early_stopping_rounds=sizes.stop_catboost,
@@ -74,11 +78,13 @@ def catboost_trees(sizes: Sizes, fold: Fold, clicked: NDArray[np.float32], seed:
 
 
 def ask(forest: Any, features: Features, rows: Any = slice(None)) -> NDArray[np.float32]:
-    """The library's own answer: the probability of a click, [rows]."""
+    """The library's own answer: the logit of a click, [rows]."""
     values = features.of_forest(rows)
     if isinstance(forest, xgboost.Booster):
-        return np.asarray(forest.inplace_predict(values, validate_features=False), np.float32)
-    return np.asarray(forest.predict_proba(values)[:, 1], np.float32)
+        answers = forest.inplace_predict(values, predict_type="margin", validate_features=False)
+    else:
+        answers = forest.predict(values, prediction_type="RawFormulaVal")
+    return np.asarray(answers, np.float32)
 
 
 def _weight(clicked: NDArray[np.float32]) -> float:

@@ -17,7 +17,7 @@ _CHUNK = 4096  # rows that are asked about at once
 
 
 def wide_and_deep(sizes: Sizes, tables: tuple[int, ...]) -> Any:
-    """The model: codes [rows, CODES] int64, numbers [rows, NUMBERS], seq [rows, length] int64 -> click [rows, 1]."""
+    """The model: codes [rows, CODES] and seq [rows, length] int64, numbers [rows, NUMBERS] -> click, click_margin."""
     import keras
     from keras import layers
 
@@ -33,8 +33,8 @@ def wide_and_deep(sizes: Sizes, tables: tuple[int, ...]) -> Any:
     tower = layers.Concatenate()([*deep, numbers, layers.Dense(sizes.projected)(states)])
     for width in sizes.deep:
         tower = layers.Dense(width, activation="relu")(tower)
-    click = layers.Activation("sigmoid", name="click")(layers.Add()([linear, layers.Dense(1)(tower)]))
-    return keras.Model([codes, numbers, seq], click)
+    logit = layers.Add(name="click_margin")([linear, layers.Dense(1)(tower)])
+    return keras.Model([codes, numbers, seq], [layers.Activation("sigmoid", name="click")(logit), logit])
 
 
 def train(sizes: Sizes, fold: Fold, clicked: NDArray[np.float32], seed: int) -> Any:
@@ -44,10 +44,11 @@ def train(sizes: Sizes, fold: Fold, clicked: NDArray[np.float32], seed: int) -> 
     keras.utils.set_random_seed(seed)
     model = wide_and_deep(sizes, fold.tables)
     optimizer = keras.optimizers.Adam(sizes.net_rate, use_ema=True, ema_momentum=0.99)
-    model.compile(optimizer=optimizer, loss="binary_crossentropy", jit_compile=False)
+    learner = keras.Model(model.inputs, model.outputs[0])  # its probability is what it learns by
+    learner.compile(optimizer=optimizer, loss="binary_crossentropy", jit_compile=False)
     yes = clicked[fold.learn]
     weights = np.where(yes > 0, (yes == 0).sum() / (yes > 0).sum(), 1.0)
-    model.fit(
+    learner.fit(
         fold.features.of_net(fold.learn),
         yes[:, None],
         sample_weight=weights,
@@ -55,15 +56,15 @@ def train(sizes: Sizes, fold: Fold, clicked: NDArray[np.float32], seed: int) -> 
         batch_size=sizes.batch,
         verbose=0,
     )
-    optimizer.finalize_variable_values(model.trainable_variables)
+    optimizer.finalize_variable_values(learner.trainable_variables)
     return model
 
 
 def ask(model: Any, features: Features, rows: Any = slice(None)) -> NDArray[np.float32]:
-    """Keras's own answer: the probability of a click, [rows]."""
+    """Keras's own answer: the logit of a click, [rows]."""
     given = features.of_net(rows)
     parts = [
-        np.asarray(model({name: values[at : at + _CHUNK] for name, values in given.items()}, training=False))[:, 0]
+        np.asarray(model({name: values[at : at + _CHUNK] for name, values in given.items()}, training=False)[1])[:, 0]
         for at in range(0, len(given["codes"]), _CHUNK)
     ]
     return np.concatenate([np.empty(0, np.float32), *parts])

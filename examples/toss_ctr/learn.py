@@ -32,9 +32,13 @@ def trainer(
     """
 
     def train(sizes: Sizes, fold: Fold, clicked: NDArray[np.float32], seed: int) -> Net:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(sizes.threads)
         torch.manual_seed(seed)
         net = build(sizes, fold.tables)
-        return _averaged(net, sizes, fold, clicked) if averaged else _best(net, sizes, fold, clicked)
+        made = (_averaged if averaged else _best)(net, sizes, fold, clicked)
+        torch.set_num_threads(threads)
+        return made
 
     return train
 
@@ -77,17 +81,19 @@ def _epoch(net: Net, optimizer: Any, sizes: Sizes, fold: Fold, clicked: NDArray[
     for rows in torch.randperm(len(fold.learn)).split(sizes.batch):
         chosen = fold.learn[rows.numpy()]
         optimizer.zero_grad()
-        net.loss(net.scores(**_tensors(fold.features, chosen)), torch.from_numpy(clicked[chosen, None]), weight).backward()
+        net.loss(
+            net.scores(**_tensors(fold.features, chosen)), torch.from_numpy(clicked[chosen, None]), weight
+        ).backward()
         optimizer.step()
 
 
 def ask(net: Net, features: Features, rows: Any = slice(None)) -> NDArray[np.float32]:
-    """PyTorch's own answer: the probability of a click, [rows]."""
+    """PyTorch's own answer: the logit of a click, [rows]."""
     chosen = np.arange(len(features))[rows]
     parts = [np.empty(0, np.float32)]
     with torch.inference_mode():
         for at in range(0, len(chosen), _CHUNK):
-            parts.append(net.eval()(**_tensors(features, chosen[at : at + _CHUNK]))["click"][:, 0].numpy())
+            parts.append(net.eval()(**_tensors(features, chosen[at : at + _CHUNK]))["click_margin"][:, 0].numpy())
     return np.concatenate(parts)
 
 

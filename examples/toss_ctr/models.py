@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from examples.toss_ctr import forests, keras_wide_deep, learn
 from examples.toss_ctr.dcnv3 import DCNv3
-from examples.toss_ctr.folds import Features, Fold
+from examples.toss_ctr.folds import Fold
 from examples.toss_ctr.nets import MLP
 from examples.toss_ctr.sizes import Sizes
 from examples.toss_ctr.wide_deep import WideDeep
@@ -30,7 +30,7 @@ class Kind:
         forest: whether it is trees.
         train: sizes, a fold, what was clicked and a seed -> the model.
         ask: the model, what a workflow made of rows, and which of them (all, if not said) -> its library's own
-            probability of a click, [rows].
+            logit of a click, [rows].
     """
 
     title: str

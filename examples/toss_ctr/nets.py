@@ -29,8 +29,9 @@ class Net(nn.Module, ABC):
         return nn.functional.binary_cross_entropy_with_logits(scores, clicked, pos_weight=weight)
 
     def forward(self, codes: Any, numbers: Any, seq: Any) -> Any:
-        """The probability of a click."""
-        return {"click": torch.sigmoid(self.scores(codes, numbers, seq).mean(1, keepdim=True))}
+        """The probability of a click, and its logit, [rows, 1] each."""
+        logit = self.scores(codes, numbers, seq).mean(1, keepdim=True)
+        return {"click": torch.sigmoid(logit), "click_margin": logit}
 
 
 class Embeddings(nn.Module):

@@ -81,14 +81,16 @@ def _numbers(
     for place, count in enumerate(FAMILIES.values()):
         values = 0.5 * traits @ world.normal(size=(_TRAITS, count)) + random.normal(size=(len(traits), count))
         if place % 3:
-            values = np.exp(values)  # amounts, with a tail
+            values = np.exp(values / 2)  # amounts, with a tail
         if place % 3 == 2:
             values = np.floor(values)  # counts
         parts.append(np.where(random.random(values.shape) < 0.02 * place, np.nan, values))
     return np.concatenate(parts, axis=1).astype(np.float32)
 
 
-def _sequences(rows: int, sizes: Sizes, random: np.random.Generator) -> tuple[list[NDArray[np.int64]], NDArray[np.int64]]:
+def _sequences(
+    rows: int, sizes: Sizes, random: np.random.Generator
+) -> tuple[list[NDArray[np.int64]], NDArray[np.int64]]:
     """Sequences of a few integers, most of them repeated at once, and the newest of each."""
     lengths = np.clip(random.lognormal(np.log(_MEDIAN), _SPREAD, rows).astype(np.int64), 1, sizes.longest)
     lengths[random.integers(rows)] = sizes.longest

@@ -1,4 +1,4 @@
-"""A GRU over a sequence and one over it backwards, with nothing of the padding behind it: two fashions of reading them."""
+"""A GRU over a sequence and one over it backwards, without the padding behind it; read in two fashions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["BiGRU"]
 
 
 class BiGRU(nn.Module):
-    """A sequence of codes [rows, length], 0 behind the last, as one vector; an empty sequence is zeros before projection.
+    """A sequence of codes [rows, length], 0 behind the last, as one vector; of an empty one, zeros are projected.
 
     Each GRU ends where the sequence does: what `pack_padded_sequence` is for, of gathers, which ONNX has.
 
@@ -35,7 +35,9 @@ class BiGRU(nn.Module):
         """[rows, projected], or [rows, 2 * state]."""
         count = (seq != 0).sum(1, keepdim=True)
         place = torch.arange(seq.shape[1], device=seq.device)
-        turned = (count - 1 - place).clamp(min=0)  # from the last to the first; then the first again, which nobody reads
+        turned = (count - 1 - place).clamp(
+            min=0
+        )  # from the last to the first; then the first again, which nobody reads
         ahead, _ = self.ahead(self.table(seq))
         back, _ = self.back(self.table(seq.gather(1, turned)))
         some = (count > 0).to(ahead.dtype)

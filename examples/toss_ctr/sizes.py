@@ -54,12 +54,12 @@ class Sizes:
         inventory: places that an ad is shown at.
         items: different integers of a sequence.
         longest: the longest sequence.
-        length: integers of a sequence that the workflows keep, and a request holds: the first ones, which are the newest.
+        length: integers of a sequence that the workflows keep, and a request holds: the first ones, the newest.
         short: those that Wide & Deep reads.
         folds: each with a workflow of its own.
         recipes: the models.
-        trees, learning_rate, depth, leaves, stop: XGBoost's and CatBoost's: trees at most, what each adds, levels, leaves
-            where it grows leaf by leaf, and trees without a better AUC after which it stops (CatBoost: `stop_catboost`).
+        trees, learning_rate, depth, leaves, stop, stop_catboost: of forests: trees at most, what each adds, levels,
+            leaves where it grows leaf by leaf, and trees without a better AUC after which XGBoost and CatBoost stop.
         width: numbers of an embedding.
         fields: numbers of a field of xDeepFM and DCNv3, whose fields are all as wide.
         state: numbers of a GRU's state, each way.
@@ -71,6 +71,7 @@ class Sizes:
             rises, epochs without a better AUC after which it stops, Adam's highest learning rate, rows of a step.
         swa_epochs: epochs of Wide & Deep, whose weights are averaged over them.
         restarts, steps: hill climbs, and models that each adds at most.
+        threads: of a training; more than one only slow small models down.
     """
 
     rows: int
@@ -103,6 +104,7 @@ class Sizes:
     swa_epochs: int
     restarts: int
     steps: int
+    threads: int
     folds: int = 10
     seed: int = 7
 
@@ -117,8 +119,8 @@ class Sizes:
 
 
 SMALL = Sizes(
-    rows=4_000,
-    held=600,
+    rows=3_000,
+    held=500,
     rate=0.08,
     inventory=30,
     items=200,
@@ -149,14 +151,15 @@ SMALL = Sizes(
     deep=(32, 16),
     cin=(8, 8),
     crosses=2,
-    epochs=4,
+    epochs=5,
     warm_up=1,
     patience=2,
-    net_rate=0.004,
-    batch=256,
-    swa_epochs=3,
+    net_rate=0.005,
+    batch=64,
+    swa_epochs=5,
     restarts=4,
     steps=40,
+    threads=1,
 )
 FULL = Sizes(
     rows=10_700_000,
@@ -199,4 +202,5 @@ FULL = Sizes(
     swa_epochs=5,
     restarts=20,
     steps=200,
+    threads=16,
 )

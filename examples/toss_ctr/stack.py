@@ -28,7 +28,7 @@ def declare(ensemble: Ensemble, *, every: bool = False, repeated: bool = False) 
     steps["score"] = MeanStep(
         tuple(member.name for member in ensemble.members),
         weights=None if every else ensemble.weights_file,
-        average="logits",
+        average="margins",
         temperature=ensemble.temperature,
         bias=ensemble.bias,
     )
@@ -46,7 +46,7 @@ def _step(ensemble: Ensemble, member: Member, workflow: str) -> Step:
     codes = tuple(f"{workflow}.{name}" for name in CODES)
     numbers = tuple(f"{workflow}.{name}" for name in NUMBERS)
     if KINDS[member.model.kind].forest:
-        return ForestStep(member.artifact, (*codes, *numbers))
+        return ForestStep(member.artifact, (*codes, *numbers), margins=True)
     examples = None
     if KINDS[member.model.kind].library == "PyTorch":
         examples = ensemble.folds[member.fold].features.of_net(slice(2))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from examples.toss_ctr.climb import Predictions, blend, calibrate, climb, logit
+from examples.toss_ctr.climb import Predictions, blend, calibrate, climb
 from examples.toss_ctr.ensemble import Ensemble, Member, scores_of
 from examples.toss_ctr.folds import Fold, assign, fit_fold
 from examples.toss_ctr.metrics import sigmoid
@@ -87,7 +87,7 @@ def _out_of_fold(
     there = np.zeros_like(logits)
     for member in members:
         fold, at = folds[member.fold], names.index(member.model.name)
-        logits[at, fold.held] = logit(KINDS[member.model.kind].ask(member.artifact, fold.features, fold.held))
+        logits[at, fold.held] = KINDS[member.model.kind].ask(member.artifact, fold.features, fold.held)
         there[at, fold.held] = 1
     return Predictions(logits, there, clicked)
 

@@ -27,9 +27,7 @@ class CIN(nn.Module):
     def __init__(self, fields: int, layers: Sequence[int]) -> None:
         super().__init__()
         before = (fields, *layers)
-        self.layers = nn.ModuleList(
-            nn.Conv1d(fields * maps, its, 1) for maps, its in zip(before, layers, strict=False)
-        )
+        self.layers = nn.ModuleList(nn.Conv1d(fields * maps, its, 1) for maps, its in zip(before, layers, strict=False))
 
     def forward(self, fields: Any) -> Any:
         """[rows, fields, width] -> every map's sum, [rows, maps]."""
