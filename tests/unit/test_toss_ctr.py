@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from itertools import product
 from types import SimpleNamespace
 
@@ -14,13 +15,16 @@ from torch import nn
 
 from examples.toss_ctr.climb import Predictions, blend, calibrate, climb
 from examples.toss_ctr.dcnv3 import Cross, DCNv3
+from examples.toss_ctr.ensemble import Member
 from examples.toss_ctr.folds import assign
 from examples.toss_ctr.metrics import average_precision, score, sigmoid, weighted_log_loss
 from examples.toss_ctr.rows import CODES, COLUMNS, DAY, NUMBERS, SEQUENCE, awkward_rows, draw
 from examples.toss_ctr.sequence import BiGRU
 from examples.toss_ctr.sizes import FULL, SMALL
+from examples.toss_ctr.stack import declare
 from examples.toss_ctr.train import _weights
 from examples.toss_ctr.xdeepfm import CIN
+from tristage.stack import ForestStep, NetStep, WorkflowStep
 
 SIZES = dataclasses.replace(SMALL, rows=1_500, held=100)
 TABLES = (4, 12, 34, 11, 28, 204)
@@ -262,3 +266,46 @@ class TestCalibration:
         before, after = sigmoid(logits), sigmoid(logits / temperature + bias)
         assert average_precision(given.clicked, before) == pytest.approx(average_precision(given.clicked, after))
         assert weighted_log_loss(given.clicked, after) <= weighted_log_loss(given.clicked, before)
+
+
+class TestStack:
+    @pytest.fixture
+    def ensemble(self, tmp_path):
+        """36 members that nobody trained, every third of which weighs nothing."""
+        features = SimpleNamespace(of_net=lambda rows: {"codes": rows, "numbers": rows, "seq": rows})
+        folds = tuple(SimpleNamespace(workflow=object(), features=features) for _ in range(10))
+        members = tuple(Member(model, model.folds[0], object()) for model in SMALL.models())
+        weights = {member.name: float(at % 3) for at, member in enumerate(members)}
+        (tmp_path / "weights.json").write_text(json.dumps(weights))
+        return SimpleNamespace(
+            sizes=SMALL,
+            folds=folds,
+            members=members,
+            weights=weights,
+            temperature=0.8,
+            bias=0.5,
+            golden=tmp_path / "golden.parquet",
+            weights_file=tmp_path / "weights.json",
+        )
+
+    @pytest.mark.parametrize(
+        ("options", "workflows", "models"),
+        [
+            ({}, 10, 24),
+            ({"repeated": True}, 24, 24),
+            ({"every": True}, 10, 36),
+            ({"every": True, "repeated": True}, 36, 36),
+        ],
+    )
+    def test_workflows_are_shared_and_what_weighs_nothing_is_left_out(self, ensemble, options, workflows, models):
+        stack = declare(ensemble, **options)
+        steps = [type(step) for step in stack.steps.values()]
+        assert steps.count(WorkflowStep) == workflows
+        assert steps.count(ForestStep) + steps.count(NetStep) == models
+        assert set(stack.steps["score"].references()) == {
+            name for name, weight in ensemble.weights.items() if weight or "every" in options
+        }
+        for member in ensemble.members:
+            if member.name in stack.steps:
+                (workflow,) = stack.reads_steps(member.name)
+                assert stack.steps[workflow].workflow is ensemble.folds[member.fold].workflow
