@@ -37,19 +37,18 @@ def tables(ensemble: Ensemble, served: Sequence[Served]) -> list[Table]:
     good.add_section()
     good.add_row("held rows, in training", *_cells(served[0].offline))
     good.add_row("held rows, served", *_cells(served[0].scores))
-    cost = Table(title="toss_ctr, on one CPU core", title_style="bold")
-    cost.add_column("served")
-    for heading in ("workflows", "models", "look-ups a row"):
+    cost = Table(title="toss_ctr, ms/example on one CPU core", title_style="bold")
+    for heading in ("served", "layout"):
+        cost.add_column(heading, no_wrap=True)
+    for heading in ("workflows", "models", "look-ups", *(f"batch {batch}" for batch in BATCHES)):
         cost.add_column(heading, justify="right")
-    for batch in BATCHES:
-        cost.add_column(f"ms/example, batch {batch}", justify="right")
     cost.add_column("of it preprocessing", justify="right")
     cost.add_column("furthest off", justify="right")
     for its in served:
         figures = [_shown(its.ms_per_example.get(batch)) for batch in BATCHES]
         parts = " ".join(_shown(its.preprocessing.get(batch)) for batch in BATCHES).strip()
         counts = (its.workflows, its.models, its.look_ups)
-        cost.add_row(its.way, *map(str, counts), *figures, parts, f"{its.difference:.1e}")
+        cost.add_row(its.way, its.layout, *map(str, counts), *figures, parts, f"{its.difference:.1e}")
     return [good, cost]
 
 

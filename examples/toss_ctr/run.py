@@ -44,7 +44,7 @@ class Served:
     """What serving it in one way showed.
 
     Attributes:
-        way: which.
+        way, layout: which way.
         workflows, models: steps of each kind that are served; Triton models are as many, and one more for the mean, in
             the layout `ensemble`, and one in all in the layout `fused`.
         look_ups: keyed look-ups that the workflows make for a row.
@@ -56,6 +56,7 @@ class Served:
     """
 
     way: str
+    layout: str
     workflows: int
     models: int
     look_ups: int
@@ -70,9 +71,9 @@ class Served:
 
 WAYS = (
     Way("climbed"),
-    Way("climbed, a Triton model a step", layout="ensemble"),
-    Way("climbed, preprocessing repeated", repeated=True),
-    Way("climbed, preprocessing repeated, a Triton model a step", repeated=True, layout="ensemble"),
+    Way("climbed", layout="ensemble"),
+    Way("climbed, a workflow each", repeated=True),
+    Way("climbed, a workflow each", repeated=True, layout="ensemble"),
     Way("all models", every=True),
 )
 
@@ -100,22 +101,23 @@ def run(
     prepared: tuple[tuple[bool, bool], Prepared] | None = None
     for number, way in enumerate(ways):
         stack = declare(ensemble, every=way.every, repeated=way.repeated)
-        on_stage(f"{way.title}: exporting")
+        on_stage(f"{way.title}, {way.layout}: exporting")
         if prepared is None or prepared[0] != (way.every, way.repeated):
             prepared = ((way.every, way.repeated), prepare(stack))
         repository = folder / f"repository{number}"
         exported = write(prepared[1], repository, layout=way.layout)
-        on_stage(f"{way.title}: comparing")
+        on_stage(f"{way.title}, {way.layout}: comparing")
         trained = Trained(stack, ensemble.awkward, lambda rows, every=way.every: ensemble.answer(rows, every))
         with on_one_core(repository) as server:
             golden, difference = prove(server, repository, trained)
             scores, offline = _scores(ensemble, server, way.every)
-            on_stage(f"{way.title}: measuring" if seconds else way.title)
+            on_stage(f"{way.title}, {way.layout}: {'measuring' if seconds else 'done'}")
             report = measure(server.grpc_url, trained, seconds) if seconds else None
         workflows = sum(name.startswith(PREPROCESSING) for name in stack.steps)
         served.append(
             Served(
                 way=way.title,
+                layout=way.layout,
                 workflows=workflows,
                 models=len(stack.steps) - workflows - 1,
                 look_ups=sizes_of(repository, exported.manifest).served.keyed_look_ups,
