@@ -53,6 +53,8 @@ from tristage.stack import (
 
 __all__ = ["lower", "narrowed"]
 
+_MARGIN = "_margin"  # how the names of columns end that hold logits beside predictions
+
 
 def lower(
     stack: Stack,
@@ -232,7 +234,9 @@ def _lower_forest(name: str, step: ForestStep, stack: Stack, reader: Reader, tru
     made = [target for target in forests.targets if target is not None] or score_names(first.outputs, stack.targets)
     if forests.margins:
         count = forests.width - forests.outputs
-        made += [f"{column}_margin" for column in made] if count == len(made) else [f"margin{n}" for n in range(count)]
+        made += (
+            [f"{column}{_MARGIN}" for column in made] if count == len(made) else [f"margin{n}" for n in range(count)]
+        )
     return LoweredStep(name, forests, tuple(feeds), tuple(Column(column, "float32") for column in made))
 
 
@@ -350,6 +354,8 @@ def _lower_retrieval(name: str, step: RetrieveStep, reader: Reader, tables: Path
 def _lower_mean(name: str, step: MeanStep, reader: Reader) -> LoweredStep:
     references = step.references()
     groups = [reader.many([reference]) for reference in references]
+    if step.average == "margins":
+        groups = [_margins(name, reference, its) for reference, its in zip(references, groups, strict=True)]
     names = [[source.column.name for source in sources] for sources in groups]
     for reference, other in zip(references, names, strict=True):
         if sorted(other) != sorted(names[0]):
@@ -360,5 +366,18 @@ def _lower_mean(name: str, step: MeanStep, reader: Reader) -> LoweredStep:
     for number, sources in enumerate(groups):
         by_name = {source.column.name: source for source in sources}
         feeds.append(Feed(f"of{number}", tuple(by_name[column] for column in names[0]), "float32"))
-    body = Mean(step.shares(), step.average == "logits", step.temperature, step.bias)
-    return LoweredStep(name, body, tuple(feeds), tuple(Column(column, "float32") for column in names[0]))
+    body = Mean(step.shares(), step.average, step.temperature, step.bias)
+    made = [column.removesuffix(_MARGIN) for column in names[0]] if step.average == "margins" else names[0]
+    return LoweredStep(name, body, tuple(feeds), tuple(Column(column, "float32") for column in made))
+
+
+def _margins(name: str, reference: str, sources: Sequence[Source]) -> list[Source]:
+    """Those of a mean's columns that are margins."""
+    margins = [source for source in sources if source.column.name.endswith(_MARGIN)]
+    if not margins:
+        raise StackError(
+            f"step {name} averages margins, and {reference} has none ({some([its.column.name for its in sources])}); "
+            f"give a forest margins: true, or have the net answer its logits too, by the name of <target>{_MARGIN}",
+            step=name,
+        )
+    return margins

@@ -21,13 +21,14 @@ class Mean:
 
     Attributes:
         weights: one for each feed, which sum to 1; None where all weigh the same.
-        logits: whether the mean is taken of log(p / (1 - p)), and its sigmoid answered.
+        average: what the mean is taken of: "predictions"; "logits", log(p / (1 - p)) of predictions, whose mean's
+            sigmoid is answered; or "margins", the same of feeds that are logits already.
         temperature: what the mean's logit is divided by.
         bias: what is added to it then.
     """
 
     weights: tuple[float, ...] | None = None
-    logits: bool = False
+    average: str = "predictions"
     temperature: float = 1.0
     bias: float = 0.0
 
@@ -38,28 +39,28 @@ class Mean:
 
     def predict(self, feeds: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         """What NumPy answers, in float64, for feeds [rows, columns]."""
-        if self.weights is None and not self.logits and not self.calibrated:
+        if self.weights is None and self.average == "predictions" and not self.calibrated:
             return np.asarray(np.mean(list(feeds), axis=0))
         parts = np.stack([feed.astype(np.float64) for feed in feeds])
-        parts = _logit(parts) if self.logits else parts
+        parts = _logit(parts) if self.average == "logits" else parts
         mean = parts.mean(axis=0) if self.weights is None else np.tensordot(np.array(self.weights), parts, axes=1)
-        if self.logits or self.calibrated:
-            logit = mean if self.logits else _logit(mean)
+        if self.average != "predictions" or self.calibrated:
+            logit = _logit(mean) if self.average == "predictions" else mean
             with np.errstate(over="ignore"):  # exp of a large number is infinite, and the answer 0
                 mean = 1.0 / (1.0 + np.exp(-(logit / self.temperature + self.bias)))
         return np.asarray(mean, np.float32)
 
     def lower(self, graph: GraphBuilder, feeds: Sequence[str]) -> str:
         """The same as nodes on float32 tensors; the name of the answer's."""
-        parts = [_lower_logit(graph, feed) for feed in feeds] if self.logits else list(feeds)
+        parts = [_lower_logit(graph, feed) for feed in feeds] if self.average == "logits" else list(feeds)
         if self.weights is None:
             mean = graph.add("Mean", *parts)
         else:
             weighted = zip(parts, self.weights, strict=True)
             mean = graph.add("Sum", *(graph.add("Mul", part, graph.scalar(w, "float32")) for part, w in weighted))
-        if not self.logits and not self.calibrated:
+        if self.average == "predictions" and not self.calibrated:
             return mean
-        logit = mean if self.logits else _lower_logit(graph, mean)
+        logit = _lower_logit(graph, mean) if self.average == "predictions" else mean
         if self.temperature != 1.0:
             logit = graph.add("Div", logit, graph.scalar(self.temperature, "float32"))
         if self.bias != 0.0:

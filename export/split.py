@@ -233,7 +233,8 @@ def _values(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
             makes = next((a.strings for a in node.attribute if a.name == "makes"), [b"rows"] * len(node.output))
             dtypes = next((a.strings for a in node.attribute if a.name == "dtypes"), [b"float32"] * len(node.output))
             for name, what, dtype in zip(node.output, makes, dtypes, strict=True):
-                shape = ["rows", "steps", width] if what == b"every" else ["rows", width]
+                # ONNX Runtime takes dimensions of one name for equal, and layers have steps of their own
+                shape = ["rows", f"{name} steps", width] if what == b"every" else ["rows", width]
                 kind = onnx_type(dtype.decode())
                 known.graph.value_info.append(helper.make_tensor_value_info(name, kind, shape))
     known.opset_import.add(domain=ENGINE_DOMAIN, version=1)

@@ -131,6 +131,8 @@ def transform(workflow: Any, rows: Any) -> Any:
     Raises:
         TransformFailed: an operator fails, or makes fewer or more rows.
     """
+    import pandas as pd
+
     rows = rows.copy(deep=False)
     for schema in workflow.input_schema:
         if schema.name not in rows:
@@ -138,7 +140,10 @@ def transform(workflow: Any, rows: Any) -> Any:
     log = logging.getLogger("merlin")
     muted, log.disabled = log.disabled, True  # it prints a traceback of what it raises
     try:
-        made = workflow.transform(rows[workflow.input_schema.column_names])
+        with warnings.catch_warnings():
+            # beyond 100 columns, for each: NVTabular adds them one by one
+            warnings.simplefilter("ignore", pd.errors.PerformanceWarning)
+            made = workflow.transform(rows[workflow.input_schema.column_names])
     except Exception as error:  # NVTabular lets pandas' errors through
         said = f"{error}" or type(error).__name__
         raise TransformFailed(f"{said}: {error.__cause__}" if error.__cause__ else said) from error

@@ -151,8 +151,10 @@ class MeanStep:
         mean: the steps.
         weights: step -> weight, or the JSON file of such an object, as a search for weights leaves it; they need not
             sum to 1. A step of weight 0 is not served, nor what only it reads. None: all weigh the same.
-        average: "predictions", or "logits", which are log(p / (1 - p)) of predictions between 0 and 1: their mean's
-            sigmoid is answered. Predictions are taken to be at least 2**-24 from 0 and from 1.
+        average: "predictions"; or "logits", which are log(p / (1 - p)) of predictions between 0 and 1: their mean's
+            sigmoid is answered. Predictions are taken to be at least 2**-24 from 0 and from 1. Or "margins": the same
+            of the logits that the steps answer themselves, in columns `<name>_margin` (of a forest with `margins`, or
+            of a net that has outputs of that name), which are exact near 0 and 1 too; the mean's columns are `<name>`.
         temperature: what the mean's logit is divided by, before the sigmoid.
         bias: what is added to it then.
     """
@@ -167,8 +169,8 @@ class MeanStep:
         object.__setattr__(self, "mean", names_of(self.mean))
         if self.weights is not None:
             object.__setattr__(self, "weights", MappingProxyType(read_weights(self.weights, self.mean)))
-        if self.average not in ("predictions", "logits"):
-            raise StackError(f"average is {self.average!r}; give predictions or logits")
+        if self.average not in ("predictions", "logits", "margins"):
+            raise StackError(f"average is {self.average!r}; give predictions, logits or margins")
         for name in ("temperature", "bias"):
             value = getattr(self, name)
             if not is_number(value) or (name == "temperature" and value <= 0):

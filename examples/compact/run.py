@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,10 @@ from tristage.client.codec import ListTruncated
 from tristage.client.golden import largest_difference, verify
 from tristage.errors import ParityError
 from tristage.export import export
-from tristage.loadtest import run_loadtest
-from tristage.serving import serve
+from tristage.loadtest import Report, run_loadtest
+from tristage.serving import Server, serve
 
-__all__ = ["BATCHES", "TOLERANCE", "Result", "compare", "run"]
+__all__ = ["BATCHES", "TOLERANCE", "Result", "compare", "cost", "measure", "on_one_core", "prove", "run"]
 
 BATCHES = (1, 64)
 TOLERANCE = 1e-5
@@ -74,35 +75,49 @@ def run(
         repository = folder / "repository"
         export(trained.stack, repository, layout="fused")
         on_stage("serving")
-        with serve(
-            repository, cores=[min(os.sched_getaffinity(0))], http_port=0, grpc_port=0, metrics_port=0
-        ) as server:
+        with on_one_core(repository) as server:
             on_stage("comparing")
-            golden, differences = 0, []
-            for url in (server.http_url, server.grpc_url):
-                with Client(url) as client:
-                    verified = verify(client, repository)
-                    verified.check()
-                    golden = verified.rows
-                    differences += [verified.largest, compare(client, trained)]
-            if max(differences) > TOLERANCE:
-                raise ParityError(f"{system.name} answers awkward rows otherwise, by {max(differences):.3g}")
+            golden, difference = prove(server, repository, trained)
             measured = {}
             if seconds:
                 on_stage("measuring")
-                measured = _measure(server.grpc_url, trained, seconds)
-        return Result(system.name, golden, len(trained.awkward), max(differences), measured)
+                measured = cost(measure(server.grpc_url, trained, seconds))
+        return Result(system.name, golden, len(trained.awkward), difference, measured)
 
 
-def compare(client: Client, trained: Trained) -> float:
-    """The largest difference of what is served for awkward rows, together and each alone, from the training libraries'.
+def on_one_core(repository: Path) -> Server:
+    """A repository, served on the first core that there is, at ports that are free."""
+    return serve(repository, cores=[min(os.sched_getaffinity(0))], http_port=0, grpc_port=0, metrics_port=0)
+
+
+def prove(server: Server, repository: Path, trained: Trained) -> tuple[int, float]:
+    """Compare what is served with the training libraries, over HTTP and gRPC.
+
+    Returns:
+        How many golden rows were replayed, and the largest difference of those and of the awkward rows.
+
+    Raises:
+        ParityError: an answer differs by more than TOLERANCE.
+    """
+    golden, differences, expected = 0, [], trained.answer(trained.awkward)
+    for url in (server.http_url, server.grpc_url):
+        with Client(url) as client:
+            with _no_word_of_lists():
+                verified = verify(client, repository)
+            verified.check()
+            golden = verified.rows
+            differences += [verified.largest, compare(client, trained.awkward, expected)]
+    if max(differences) > TOLERANCE:
+        raise ParityError(f"{trained.stack.name} answers awkward rows otherwise, by {max(differences):.3g}")
+    return golden, max(differences)
+
+
+def compare(client: Client, rows: pd.DataFrame, expected: Mapping[str, NDArray[Any]]) -> float:
+    """The largest difference of what is served for rows, together and each alone, from what is expected.
 
     Whole numbers are infinitely far from any other; NaN equals NaN.
     """
-    rows = trained.awkward
-    expected = trained.answer(rows)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ListTruncated)  # some lists are too long on purpose
+    with _no_word_of_lists():
         together = client.predict(rows, unknown="ignore")
         alone = pd.concat([client.predict(rows.iloc[[row]], unknown="ignore") for row in range(len(rows))])
     return max(
@@ -119,9 +134,23 @@ def _difference(wanted: NDArray[Any], answered: NDArray[Any]) -> float:
     return largest_difference(wanted, answered)
 
 
-def _measure(url: str, trained: Trained, seconds: float) -> dict[int, float]:
+@contextmanager
+def _no_word_of_lists() -> Iterator[None]:
+    """Some lists are too long on purpose."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ListTruncated)
+        yield
+
+
+def measure(url: str, trained: Trained, seconds: float) -> Report:
+    """Measure the golden rows in BATCHES, over gRPC, one request on its way."""
     rows = pq.read_table(trained.stack.golden)
     with Client(url) as client:
         names = [column.name for column in client.signature.inputs]
-    report = run_loadtest(url, rows=rows.select(names), batches=BATCHES, duration=seconds, source="held-out rows")
+    with _no_word_of_lists():
+        return run_loadtest(url, rows=rows.select(names), batches=BATCHES, duration=seconds, source="held-out rows")
+
+
+def cost(report: Report) -> dict[int, float]:
+    """Batch -> milliseconds an example."""
     return {cell.batch: cell.ms_per_example for cell in report.cells if cell.ms_per_example is not None}

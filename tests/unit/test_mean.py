@@ -9,18 +9,23 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
+import xgboost
 from onnx import TensorProto, helper
 
 from tristage.columns import Column
 from tristage.errors import StackError
+from tristage.export import prepare, write
 from tristage.export.lower import lower
 from tristage.export.mean import Mean
 from tristage.export.onnx_graph import GraphBuilder
 from tristage.export.place import place
 from tristage.export.stack_file import read_stack
 from tristage.serving.graph import Graph
-from tristage.stack import MeanStep, NetStep, Stack
+from tristage.stack import ForestStep, MeanStep, NetStep, Stack
 
 EDGES = [0.0, 1e-45, 1e-9, 2.0**-24, 1e-3, 0.25, 0.5, 0.75, 1 - 2.0**-24, 1.0, np.nan]
 ALL = np.array(list(product(EDGES, repeat=3)), np.float32).T.reshape(3, -1, 1)
@@ -28,9 +33,9 @@ MEANS = [
     Mean(),
     Mean((0.5, 0.3, 0.2)),
     Mean((1.4, -0.5, 0.1)),
-    Mean(logits=True),
-    Mean((0.7, 0.1, 0.2), logits=True),
-    Mean((0.7, 0.1, 0.2), logits=True, temperature=1.7, bias=-0.4),
+    Mean(average="logits"),
+    Mean((0.7, 0.1, 0.2), average="logits"),
+    Mean((0.7, 0.1, 0.2), average="logits", temperature=1.7, bias=-0.4),
     Mean((0.2, 0.2, 0.6), temperature=0.3, bias=2.5),
     Mean(temperature=50.0),
     Mean(bias=-80.0),
@@ -60,8 +65,36 @@ def test_a_mean_of_logits_by_hand() -> None:
     p, q = np.float32(0.2), np.float32(0.9)
     logit = 0.25 * np.log(0.2 / 0.8) + 0.75 * np.log(0.9 / 0.1)
     want = 1 / (1 + np.exp(-(logit / 2 + 0.1)))
-    got = Mean((0.25, 0.75), True, 2.0, 0.1).predict([np.array([[p]]), np.array([[q]])])
+    got = Mean((0.25, 0.75), "logits", 2.0, 0.1).predict([np.array([[p]]), np.array([[q]])])
     np.testing.assert_allclose(got, [[want]], atol=1e-7)
+
+
+MARGINS = np.array(
+    list(product([-np.inf, -200.0, -30.0, -1e-3, 0.0, 1.0, 17.5, 88.0, np.inf, np.nan], repeat=3)), np.float32
+).T.reshape(3, -1, 1)
+
+
+@pytest.mark.parametrize("weights", [None, (0.5, 0.3, 0.2)])
+@pytest.mark.parametrize("calibration", [(1.0, 0.0), (1.7, -0.4)])
+@pytest.mark.parametrize("rows", [MARGINS.shape[1], 1, 0])
+def test_margins_are_what_numpy_answers(
+    weights: Any, calibration: tuple[float, float], rows: int, tmp_path: Path
+) -> None:
+    mean, feeds = Mean(weights, "margins", *calibration), MARGINS[:, :rows]
+    with np.errstate(invalid="ignore"):  # of infinities of both signs there is no mean
+        want = mean.predict(list(feeds))
+    got = served(mean, feeds, tmp_path)
+    assert got.shape == want.shape == (rows, 1)
+    assert got.dtype == want.dtype == np.float32
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
+
+
+def test_margins_know_what_predictions_do_not() -> None:
+    margins = [np.array([[20.0]], np.float32), np.array([[-4.0]], np.float32)]
+    predictions = [(1 / (1 + np.exp(-margin.astype(np.float64)))).astype(np.float32) for margin in margins]
+    assert predictions[0] == 1.0
+    np.testing.assert_allclose(Mean(average="margins").predict(margins), 1 / (1 + np.exp(-8.0)), rtol=1e-6)
+    assert Mean(average="logits").predict(predictions) < 0.999 < Mean(average="margins").predict(margins)
 
 
 def net(seed: int) -> onnx.ModelProto:
@@ -125,8 +158,65 @@ def test_it_is_served_as_it_is_declared() -> None:
     lowered = lower(made, {name: Column(name, "float32") for name in "pq"})
     placed = place(lowered, 8)
     body = next(step.body for step in lowered.steps if step.name == "m")
-    assert body == Mean((0.5, 0.25, 0.25), True, 1.5, 0.25)
+    assert body == Mean((0.5, 0.25, 0.25), "logits", 1.5, 0.25)
     assert [model.name for model in placed.models][-1] == "s_m"
+
+
+class Two(torch.nn.Module):
+    """A logit and what becomes of it."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layer = torch.nn.Linear(2, 2)
+
+    def forward(self, x: Any) -> Any:
+        logits = 9 * self.layer(x)
+        p = torch.sigmoid(logits)
+        return {"like": p[:, 0], "quote": p[:, 1], "like_margin": logits[:, 0], "quote_margin": logits[:, 1]}
+
+
+def test_margins_of_nets_and_forests_are_averaged(tmp_path: Path) -> None:
+    draw = np.random.default_rng(3)
+    rows = draw.normal(size=(300, 2)).astype(np.float32)
+    forests = {
+        target: xgboost.train(
+            {"objective": "binary:logistic", "seed": at}, xgboost.DMatrix(rows, rows[:, at] + rows[:, 1] > 0), 5
+        )
+        for at, target in enumerate(("like", "quote"))
+    }
+    golden = tmp_path / "golden.parquet"
+    pq.write_table(pa.table({"p": rows[:, 0], "q": rows[:, 1]}), golden)
+    net = Two(1)
+    made = Stack(
+        "s",
+        {
+            "forest": ForestStep(forests, ("p", "q"), margins=True),
+            "net": NetStep(net, {"x": ("p", "q")}, examples={"x": rows[:2]}),
+            "m": MeanStep(("forest", "net"), {"forest": 1, "net": 3}, "margins", 1.5, -0.25),
+        },
+        {"y": "m.like", "z": "m.quote"},
+        targets=("like", "quote"),
+        golden=golden,
+    )
+    prepared = prepare(made)
+    for at, (output, target) in enumerate((("y", "like"), ("z", "quote"))):
+        margin = forests[target].inplace_predict(rows, predict_type="margin").astype(np.float64)
+        with torch.inference_mode():
+            margin = margin / 4 + 0.75 * 9 * net.layer(torch.from_numpy(rows)).numpy()[:, at].astype(np.float64)
+        np.testing.assert_allclose(prepared.expected[output], 1 / (1 + np.exp(-(margin / 1.5 - 0.25))), atol=1e-6)
+    assert prepared.parity is not None
+    assert prepared.parity.differences["m"] < 1e-6
+    assert not prepared.parity.edge.any()
+    write(prepared, tmp_path / "repository", layout="fused")
+
+
+def test_margins_that_are_not_there_are_named() -> None:
+    made = stack(MeanStep(("a", "b", "c"), average="margins"))
+    with pytest.raises(
+        StackError, match=r"step m averages margins, and a has none \(like, quote\); give a forest margins"
+    ):
+        lower(made, {name: Column(name, "float32") for name in "pq"})
 
 
 def test_weights_and_the_rest_in_a_stack_file(tmp_path: Path) -> None:
@@ -154,7 +244,7 @@ def test_weights_and_the_rest_in_a_stack_file(tmp_path: Path) -> None:
         ({"weights": {"a": float("nan"), "b": 1}}, "weights have nan for a; give a number"),
         ({"weights": {"a": 1, "b": -1}}, "weights sum to 0; a weighted mean divides by their sum"),
         ({"weights": "nowhere.json"}, "weights, nowhere.json, cannot be read"),
-        ({"average": "geometric"}, "average is 'geometric'; give predictions or logits"),
+        ({"average": "geometric"}, "average is 'geometric'; give predictions, logits or margins"),
         ({"temperature": 0}, "temperature is 0; give a number above 0"),
         ({"temperature": "hot"}, "temperature is 'hot'; give a number above 0"),
         ({"bias": float("inf")}, "bias is inf; give a number"),

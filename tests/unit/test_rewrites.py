@@ -18,7 +18,7 @@ from tristage.errors import StackError
 from tristage.export.check import open_model
 from tristage.export.lower import lower
 from tristage.export.net import read_net
-from tristage.export.place import place
+from tristage.export.place import fuse, place
 from tristage.export.rewrites import REWRITES
 from tristage.export.rewrites.embeddings import MOST_GROWTH
 from tristage.stack import ListInput, NetStep, Stack
@@ -270,6 +270,38 @@ class TestRecurrences:
         served = Served(model("tokens", lambda x: Odd()(x)), tmp_path)
         assert "open_recurrences" not in served.done()
         agree(served, counts=(1, 9))
+
+    def test_layers_of_unequal_lengths_in_one_graph(self, tmp_path: Path) -> None:
+        class Whole(nn.Module):
+            """What both directions show of every step, weighted."""
+
+            def __init__(self, length: int) -> None:
+                super().__init__()
+                self.table, self.gru = nn.Embedding(WORDS, 4), nn.GRU(4, 3, batch_first=True, bidirectional=True)
+                self.length, self.score = length, nn.Linear(6, 1)
+
+            def forward(self, tokens: Any) -> Any:
+                states = self.gru(self.table(tokens[:, : self.length]))[0]
+                return (torch.softmax(self.score(states), 1) * states).sum(1)[:, :1]
+
+        torch.manual_seed(0)
+        nets = {"long": Whole(9), "short": Whole(5)}
+        given = {"tokens": np.random.default_rng(1).integers(0, WORDS, (70, 9))}
+        stack = Stack(
+            "s",
+            {
+                name: NetStep(net, {"tokens": ("tokens",)}, examples={"tokens": given["tokens"][:2]})
+                for name, net in nets.items()
+            },
+            {name: f"{name}.score" for name in nets},
+            inputs={"tokens": ListInput(9)},
+        )
+        lowered = lower(stack, {"tokens": Column("tokens", "int64", 9, 0)}, tables=tmp_path)
+        placement = fuse(place(lowered, 1024))
+        served = open_model(placement.models[0], tmp_path).run(given)
+        for name, net in nets.items():
+            with torch.inference_mode():
+                np.testing.assert_allclose(served[name], net(torch.from_numpy(given["tokens"])).numpy(), atol=1e-6)
 
 
 class Summed(nn.Module):

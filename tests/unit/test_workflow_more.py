@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tristage.errors import ArtifactError
+from tristage.serving.nvtabular import at_serving_time, transform
 from tristage.stack import ListInput
 
 nvt = pytest.importorskip("nvtabular")
@@ -377,6 +379,16 @@ class TestNumbersInLists:
         workflow.fit_schema(nvt.Dataset(FIT[["word"]].copy()).schema)
         with pytest.raises(ArtifactError, match=rf"{type(op).__name__} reads word, which holds text; .*Categorify"):
             serve(workflow)
+
+
+def test_many_columns_warn_of_nothing() -> None:
+    frame = pd.DataFrame({f"x{at}": np.arange(5, dtype=np.float32) for at in range(120)})
+    workflow = fit(list(frame) >> ops.Normalize(), frame)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        made = transform(at_serving_time(workflow), frame)
+    assert list(made) == list(frame)
+    assert not [one for one in said if one.category is pd.errors.PerformanceWarning]
 
 
 def test_data_stats_passes_its_columns_on() -> None:
