@@ -40,6 +40,7 @@ class Result:
         awkward: awkward rows that were asked.
         difference: the largest from the training libraries, of golden and awkward rows, over HTTP and gRPC.
         ms_per_example: batch -> milliseconds, over gRPC, one request on its way; empty where it was not measured.
+        scores: see `Trained`.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Result:
     awkward: int
     difference: float
     ms_per_example: Mapping[int, float]
+    scores: Mapping[str, float]
 
 
 def run(
@@ -72,7 +74,7 @@ def run(
         trained = system.train(system.sizes[size], folder)
         on_stage("exporting")
         repository = folder / "repository"
-        export(trained.stack, repository, layout="fused")
+        export(trained.stack, repository, layout="fused", max_batch=trained.max_batch)
         on_stage("serving")
         with serve(
             repository, cores=[min(os.sched_getaffinity(0))], http_port=0, grpc_port=0, metrics_port=0
@@ -91,7 +93,7 @@ def run(
             if seconds:
                 on_stage("measuring")
                 measured = _measure(server.grpc_url, trained, seconds)
-        return Result(system.name, golden, len(trained.awkward), max(differences), measured)
+        return Result(system.name, golden, len(trained.awkward), max(differences), measured, trained.scores)
 
 
 def compare(client: Client, trained: Trained) -> float:
@@ -123,5 +125,6 @@ def _measure(url: str, trained: Trained, seconds: float) -> dict[int, float]:
     rows = pq.read_table(trained.stack.golden)
     with Client(url) as client:
         names = [column.name for column in client.signature.inputs]
-    report = run_loadtest(url, rows=rows.select(names), batches=BATCHES, duration=seconds, source="held-out rows")
+    batches = [batch for batch in BATCHES if batch <= trained.max_batch]
+    report = run_loadtest(url, rows=rows.select(names), batches=batches, duration=seconds, source="held-out rows")
     return {cell.batch: cell.ms_per_example for cell in report.cells if cell.ms_per_example is not None}
