@@ -1,9 +1,9 @@
 """What an example of MicroParade costs by the number of past tweets, and what it would cost to keep tweets' vectors.
 
 `python -m benchmarks.microparade` from the repository's root serves, for 4, 6 and 10 past tweets, MicroParade and a
-bi-encoder with nothing, past tweets' vectors, and all tweets' vectors kept, one after the other on one core, proves each
-on golden rows, load-tests it over gRPC, and writes results/microparade_SIZE.json and .md. No net is trained, which
-changes no cost.
+bi-encoder with nothing, past tweets' vectors, and all tweets' vectors kept, one after the other on one core, proves
+each on golden rows, load-tests it over gRPC, and writes results/microparade_SIZE.json and .md. No net is trained,
+which changes no cost.
 
 The bi-encoder is another model: its BERT reads each tweet alone, where MicroParade's reads two together, whose vectors
 cannot be kept. Compare ratios.
@@ -175,13 +175,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     text = [
         f"# MicroParade by its past tweets, {options.size}, on one core",
-        f"`python -m benchmarks.microparade --size {options.size}`, {document['created']}, tristage {__version__}, torch "
-        f"{torch.__version__}. ms/example over gRPC, one request on its way, all steps in one Triton model; in brackets, "
-        "how many times cheaper than MicroParade.",
+        f"`python -m benchmarks.microparade --size {options.size}`, {document['created']}, tristage {__version__}, "
+        f"torch {torch.__version__}. ms/example over gRPC, one request on its way, all steps in one Triton model; in "
+        "brackets, how many times cheaper than MicroParade.",
         table(cells),
-        "The bi-encoder is another model: its BERT reads each tweet alone, so that vectors of tweets can be kept, of past "
-        "tweets or of all; they come with the request. What it predicts is not what MicroParade predicts. No net is "
-        f"trained. All answers are within {max(cell.furthest for cell in cells):.1e} of PyTorch's.",
+        "The bi-encoder is another model: its BERT reads each tweet alone, so that vectors of tweets can be kept, of "
+        "past tweets or of all; they come with the request. What it predicts is not what MicroParade predicts. No net "
+        f"is trained. All answers are within {max(cell.furthest for cell in cells):.1e} of PyTorch's.",
     ]
     options.results.mkdir(parents=True, exist_ok=True)
     stem = options.results / f"microparade_{options.size}"

@@ -28,12 +28,7 @@ KEYS = ("media", "tweet_type", "language", "a_user_id", "b_user_id")
 FOLDS = 5
 _USERS = [f"{side}_{name}" for side in "ab" for name in ("follower_count", "following_count")]
 _FLAGS = ["a_is_verified", "b_is_verified", "b_follows_a"]
-_TEXTS = {
-    "hashtags": "hashtags_count_t",
-    "domains": "domains_count_t",
-    "links": "links_count_t",
-    "media": "media_count_t",
-}
+_TEXTS = {name: f"{name}_count_t" for name in ("hashtags", "domains", "links", "media")}
 _MOST = 16  # values that are counted in a text
 _TIMES = ("hour", "minute", "second", "weekday")
 
@@ -91,8 +86,8 @@ def _graph(folder: str) -> Any:
     codes = (kinds["media"] >> ops.LambdaOp(lambda col: (col > 1) * 1)) + kinds["tweet_type"] + languages["language"]
     encoded = list(KEYS) >> ops.TargetEncoding(list(TARGETS), kfold=FOLDS, p_smooth=20, out_path=folder)
     flags = _FLAGS >> ops.LambdaOp(lambda col: col * 1)
-    numbers = codes + flags + _counts(folder) + _times() + _differences(languages) + _ages()
-    return (numbers >> ops.Normalize()) + encoded
+    numbers = codes + flags + _times() + _differences(languages) + _ages() + encoded
+    return (numbers >> ops.Normalize()) + _counts(folder)
 
 
 def _counts(folder: str) -> Any:
@@ -102,13 +97,15 @@ def _counts(folder: str) -> Any:
     from examples.microparade.operators import CountTabs
 
     held = list(_TEXTS) >> CountTabs(_MOST) >> ops.Rename(f=_TEXTS.__getitem__)
-    # a count is the sum of ones: JoinGroupby's own count cannot be transformed once a key is new. The keys go by another
-    # name, since NVTabular keeps one file for a key's name, and TargetEncoding's would overwrite it
+    # a count is the sum of ones: JoinGroupby's own count cannot be transformed once a key is new. The keys go by other
+    # names, since NVTabular keeps one file for a key's name, and TargetEncoding's would overwrite it
     ones = ["timestamp"] >> ops.LambdaOp(lambda col: col * 0 + 1) >> ops.Rename(name="rows")
     seen = list(KEYS) >> ops.Rename(f=lambda name: f"n_{name}")
     seen = seen >> ops.JoinGroupby(cont_cols=ones, stats=["sum"], out_path=folder) >> ops.FillMissing()
     seen = seen >> ops.Rename(f=lambda name: name.removeprefix("n_").replace("_rows_sum", "_count"))
-    return (_USERS + held + seen) >> ops.Clip(min_value=0) >> ops.LogOp()
+    logs = (_USERS + held + seen) >> ops.Clip(min_value=0) >> ops.LogOp()
+    # not to unit width: where a key's counts hardly differ, that would make much of a logarithm's rounding
+    return logs >> ops.LambdaOp(lambda col: col / 4.0 - 1.0)
 
 
 def _times() -> Any:
@@ -122,7 +119,7 @@ def _times() -> Any:
 
 
 def _differences(languages: Any) -> Any:
-    """What changed since the reader's row before: 0 where there is none, as in a null of DifferenceLag that is filled."""
+    """What changed since the reader's row before: 0 where there is none, as where DifferenceLag's null is filled."""
     from nvtabular import ops
 
     def less(before: str) -> Any:
@@ -131,9 +128,8 @@ def _differences(languages: Any) -> Any:
     numbers = [name for name in BEFORE if name != "language"]
     plain = [_derive(name, f"{name}_DiffLag", less(f"{name}_before"), f"{name}_before") for name in numbers]
     # a language may be null in a row before that there is
-    codes = (languages + ["timestamp_before"]) >> ops.LambdaOp(
-        lambda col, df: (col - df["language_before"]) * df["timestamp_before"].notna()
-    )
+    both = languages + ["timestamp_before"]  # noqa: RUF005 - a graph's node, and no list
+    codes = both >> ops.LambdaOp(lambda col, df: (col - df["language_before"]) * df["timestamp_before"].notna())
     return (sum(plain[1:], plain[0]) >> ops.FillMissing()) + (codes["language"] >> ops.Rename(name="language_DiffLag"))
 
 

@@ -6,6 +6,7 @@ numbers, 192 of them after one layer, 243 with the features, four logits after a
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -77,7 +78,7 @@ class Head(nn.Module):
         super().__init__()
         self.compact = _layer(width, sizes.compact, sizes.dropout)
         widths = (sizes.compact + len(FEATURES), *sizes.top)
-        layers = [_layer(wide, narrow, sizes.dropout) for wide, narrow in zip(widths, widths[1:], strict=False)]
+        layers = [_layer(wide, narrow, sizes.dropout) for wide, narrow in pairwise(widths)]
         self.top = nn.Sequential(*layers, nn.Linear(widths[-1], answers))
 
     def forward(self, meta: Any, numbers: Any) -> Any:
@@ -86,7 +87,7 @@ class Head(nn.Module):
 
 
 def past_tweets(past: Any, count: int, engaged: Any = None) -> Any:
-    """Past tweets below each other, each behind its prefix: [rows * n, length + 4], or without `engaged` [.., length]."""
+    """Past tweets below each other, behind prefixes: [rows * n, length + 4]; [rows * n, length] without `engaged`."""
     others = past.reshape(-1, past.shape[1] // count)
     if engaged is None:
         return others

@@ -1,7 +1,7 @@
 """Synthetic rows: tweets that users met, what they did, and what they had engaged with before.
 
-A row is a (tweet, reader) pair. Of the author (`a_`) and the reader (`b_`) it holds the challenge's fields, of the tweet
-its tokens, and of the reader the last `past` tweets before this one that the reader engaged with, the newest first:
+A row is a (tweet, reader) pair. It holds the challenge's fields of the author (`a_`), the reader (`b_`) and the tweet,
+the tweet's tokens, and the last `past` tweets before it that the reader engaged with, the newest first:
 
 ==============================  =======================================================================
 `text_tokens`                   the candidate tweet's tokens, without [CLS] and [SEP]
@@ -12,7 +12,8 @@ its tokens, and of the reader the last `past` tweets before this one that the re
 `..._before`                    the reader's counts, the language and the time of the row before; null in a first row
 ==============================  =======================================================================
 
-Whether a reader engages depends on the reader's taste for what the text is about, so past tweets tell something.
+Whether a reader engages depends on habits, on what the text is about, and on the reader's taste for that, of which past
+tweets tell something.
 """
 
 from __future__ import annotations
@@ -60,11 +61,8 @@ def draw(sizes: Sizes) -> pd.DataFrame:
     kind, media = random.integers(0, len(_TYPES), count), random.integers(0, len(_MEDIA), count)
     speaks = random.integers(0, sizes.languages, users)
     language = np.where(random.random(count) < 0.1, random.integers(0, sizes.languages, count), speaks[author])
-    logits = (
-        np.log(_RATES / (1 - _RATES))
-        + 1.5 * taste[reader, topic][:, None]
-        + 0.5 * random.normal(size=(users, 4))[reader]
-    )
+    logits = np.log(_RATES / (1 - _RATES)) + 1.5 * taste[reader, topic][:, None]
+    logits += random.normal(size=(users, len(TARGETS)))[reader] + random.normal(size=(_TOPICS, len(TARGETS)))[topic]
     logits += 0.5 * (language == speaks[reader])[:, None] + 0.3 * (media > 0)[:, None] - 0.3 * (kind == 1)[:, None]
     logits += 0.5 * np.sin(((seconds // 3600) % 24 - 14) * np.pi / 12)[:, None]
     targets = random.random((count, len(TARGETS))) < 1 / (1 + np.exp(-logits))
