@@ -125,12 +125,14 @@ def _differences(languages: Any) -> Any:
     def less(before: str) -> Any:
         return lambda col, df: col - df[before]
 
-    numbers = [name for name in BEFORE if name != "language"]
-    plain = [_derive(name, f"{name}_DiffLag", less(f"{name}_before"), f"{name}_before") for name in numbers]
+    names = [name for name in BEFORE if name != "language"]
+    plain = [_derive(name, f"{name}_DiffLag", less(f"{name}_before"), f"{name}_before") for name in names]
     # a language may be null in a row before that there is
     both = languages + ["timestamp_before"]  # noqa: RUF005 - a graph's node, and no list
     codes = both >> ops.LambdaOp(lambda col, df: (col - df["language_before"]) * df["timestamp_before"].notna())
-    return (sum(plain[1:], plain[0]) >> ops.FillMissing()) + (codes["language"] >> ops.Rename(name="language_DiffLag"))
+    # the square of what a client may send must stay a float32: LayerNorm takes it
+    numbers = sum(plain[1:], plain[0]) >> ops.FillMissing() >> ops.Clip(min_value=-1e12, max_value=1e12)
+    return numbers + (codes["language"] >> ops.Rename(name="language_DiffLag"))
 
 
 def _ages() -> Any:
