@@ -84,7 +84,9 @@ def _graph(folder: str) -> Any:
     kinds = ["media", "tweet_type"] >> ops.Categorify(out_path=folder)
     languages = ColumnSelector([("language", "language_before")]) >> ops.Categorify(out_path=folder)
     codes = (kinds["media"] >> ops.LambdaOp(lambda col: (col > 1) * 1)) + kinds["tweet_type"] + languages["language"]
-    encoded = list(KEYS) >> ops.TargetEncoding(list(TARGETS), kfold=FOLDS, p_smooth=20, out_path=folder)
+    # over folds NVTabular counts a null key 0 times in all and some times in a fold, and may divide by 0
+    keys = list(KEYS) >> ops.FillMissing(fill_val="")
+    encoded = keys >> ops.TargetEncoding(list(TARGETS), kfold=FOLDS, p_smooth=20, out_path=folder)
     flags = _FLAGS >> ops.LambdaOp(lambda col: col * 1)
     numbers = codes + flags + _times() + _differences(languages) + _ages() + encoded
     return (numbers >> ops.Normalize()) + _counts(folder)
