@@ -68,7 +68,8 @@ def run(
     Raises:
         ParityError: an answer differs from the training library's by more than TOLERANCE.
     """
-    with tempfile.TemporaryDirectory(prefix=f"{system.name}-") as temporary:
+    with tempfile.TemporaryDirectory(prefix=f"{system.name}-") as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore", ListTruncated)  # some lists are too long on purpose
         folder = Path(temporary)
         on_stage("training")
         trained = system.train(system.sizes[size], folder)
@@ -103,10 +104,8 @@ def compare(client: Client, trained: Trained) -> float:
     """
     rows = trained.awkward
     expected = trained.answer(rows)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ListTruncated)  # some lists are too long on purpose
-        together = client.predict(rows, unknown="ignore")
-        alone = pd.concat([client.predict(rows.iloc[[row]], unknown="ignore") for row in range(len(rows))])
+    together = client.predict(rows, unknown="ignore")
+    alone = pd.concat([client.predict(rows.iloc[[row]], unknown="ignore") for row in range(len(rows))])
     return max(
         _difference(wanted, np.stack(list(answers[name].to_numpy())))
         for answers in (together, alone)

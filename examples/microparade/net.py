@@ -58,7 +58,7 @@ class Aggregator(nn.Module):
         super().__init__()
         self.hours = nn.Embedding(24, width)
         layer = nn.TransformerEncoderLayer(width, sizes.heads, sizes.inner, sizes.dropout, batch_first=True)
-        self.encoder = nn.TransformerEncoder(layer, sizes.layers)
+        self.encoder = nn.TransformerEncoder(layer, sizes.layers, enable_nested_tensor=False)
         answers = [1] * len(TARGETS) if sizes.each else [len(TARGETS)]
         self.heads = nn.ModuleList(Head(sizes, width, count) for count in answers)
 
