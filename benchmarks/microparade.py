@@ -195,5 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
+    sys.modules.setdefault("tensorflow", None)  # type: ignore[arg-type]
+    warnings.filterwarnings("ignore", "Tensorflow dtype mappings")
     warnings.simplefilter("ignore", ListTruncated)  # some of the golden rows' tweets are too long, on purpose
     sys.exit(main())

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from statistics import fmean
 
 from rich.table import Table
 
@@ -75,16 +76,16 @@ def table(results: Sequence[Result], systems: Mapping[str, System], title: str) 
     made = Table(title=f"{title}, on one CPU core", title_style="bold")
     made.add_column("system", no_wrap=True)
     for batch in BATCHES:
-        made.add_column(f"ms/example, batch {batch}", justify="right")
-    made.add_column("furthest off", justify="right")
-    made.add_column("rows compared", justify="right")
+        made.add_column(f"ms/example batch {batch}", justify="right", min_width=10)
+    made.add_column("furthest off", justify="right", max_width=8)
+    made.add_column("golden + awkward rows", justify="right", max_width=8)
     if scored:
-        made.add_column("average precision")
+        made.add_column("mean AP", justify="right", max_width=5)
     for result in results:
         name, *cells = _cells(result, systems)
-        compared = f"{result.golden} golden, {result.awkward} awkward"
-        learned = "\n".join(f"{target} {score:.3f}" for target, score in result.scores.items())
-        made.add_row(name, *cells, compared, *([learned] if scored else []))
+        compared = f"{result.golden} + {result.awkward}"
+        learned = [f"{fmean(result.scores.values()):.3f}"] if result.scores else []
+        made.add_row(name, *cells, compared, *learned)
     return made
 
 

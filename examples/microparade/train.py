@@ -102,7 +102,7 @@ def _system(name: str, title: str, each: bool) -> System:
 SYSTEMS = {
     system.name: system
     for system in (
-        _system("single", "MicroParade, one head", False),
-        _system("multi", "MicroParade, a head for each target", True),
+        _system("single", "MicroParade, single", False),
+        _system("multi", "MicroParade, multi", True),
     )
 }

@@ -18,6 +18,7 @@ nvt = pytest.importorskip("nvtabular")
 pytest.importorskip("transformers")
 
 from examples.microparade import TARGETS  # noqa: E402
+from examples.microparade.bi_encoder import BiEncoder, KeptPast, KeptTweets  # noqa: E402
 from examples.microparade.data import Data, inputs, prepare  # noqa: E402
 from examples.microparade.encoder import CLS, PREFIXES, SEP, UNK, TweetEncoder, bert  # noqa: E402
 from examples.microparade.features import FEATURES, answers, learned  # noqa: E402
@@ -209,6 +210,22 @@ class TestNet:
                         name, 1 - changed[:, at]
                     )
                     assert (net(**read | {name: changed}) - answer).abs().max() > 0, (name, at)
+
+    @pytest.mark.parametrize("prefix", [True, False])
+    def test_kept_vectors_answer_what_their_tweets_answer(self, data: Data, prefix: bool) -> None:
+        torch.manual_seed(4)
+        whole = BiEncoder(SIZES).eval()
+        read = {name: torch.from_numpy(values[:50]) for name, values in data.inputs.items()}
+        engaged_so = read.pop("engaged")
+        did = engaged_so if prefix else None
+        with torch.inference_mode():
+            wanted = whole(**read, engaged=did)
+            past = whole.vectors(read.pop("past"), SIZES.past, did)
+            assert past.shape == (50, SIZES.past * SIZES.width)
+            torch.testing.assert_close(KeptPast(whole).eval()(**read, past=past), wanted, atol=1e-6, rtol=0)
+            candidate = whole.tweets(read.pop("tokens"))
+            kept = KeptTweets(whole).eval()(candidate, past, **read)
+            torch.testing.assert_close(kept, wanted, atol=1e-6, rtol=0)
 
     def test_lists_of_a_request(self) -> None:
         named = {name: its.max_length for name, its in inputs(SIZES).items()}
