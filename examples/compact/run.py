@@ -41,6 +41,7 @@ class Result:
         awkward: awkward rows that were asked.
         difference: the largest from the training libraries, of golden and awkward rows, over HTTP and gRPC.
         ms_per_example: batch -> milliseconds, over gRPC, one request on its way; empty where it was not measured.
+        scores: see `Trained`.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Result:
     awkward: int
     difference: float
     ms_per_example: Mapping[int, float]
+    scores: Mapping[str, float]
 
 
 def run(
@@ -67,13 +69,14 @@ def run(
     Raises:
         ParityError: an answer differs from the training library's by more than TOLERANCE.
     """
-    with tempfile.TemporaryDirectory(prefix=f"{system.name}-") as temporary:
+    with tempfile.TemporaryDirectory(prefix=f"{system.name}-") as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore", ListTruncated)  # some lists are too long on purpose
         folder = Path(temporary)
         on_stage("training")
         trained = system.train(system.sizes[size], folder)
         on_stage("exporting")
         repository = folder / "repository"
-        export(trained.stack, repository, layout="fused")
+        export(trained.stack, repository, layout="fused", max_batch=trained.max_batch)
         on_stage("serving")
         with on_one_core(repository) as server:
             on_stage("comparing")
@@ -82,7 +85,7 @@ def run(
             if seconds:
                 on_stage("measuring")
                 measured = cost(measure(server.grpc_url, trained, seconds))
-        return Result(system.name, golden, len(trained.awkward), difference, measured)
+        return Result(system.name, golden, len(trained.awkward), difference, measured, trained.scores)
 
 
 def on_one_core(repository: Path) -> Server:
@@ -147,8 +150,9 @@ def measure(url: str, trained: Trained, seconds: float) -> Report:
     rows = pq.read_table(trained.stack.golden)
     with Client(url) as client:
         names = [column.name for column in client.signature.inputs]
+    batches = [batch for batch in BATCHES if batch <= trained.max_batch]
     with _no_word_of_lists():
-        return run_loadtest(url, rows=rows.select(names), batches=BATCHES, duration=seconds, source="held-out rows")
+        return run_loadtest(url, rows=rows.select(names), batches=batches, duration=seconds, source="held-out rows")
 
 
 def cost(report: Report) -> dict[int, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,15 @@ class Trained:
         awkward: rows that nobody trains on: unseen ids, nulls, empty and overlong lists, numbers that are none.
         answer: what the training libraries answer for raw rows: output -> [rows] or [rows, n]. It asks NVTabular and
             the net themselves, and nothing of tristage.
+        max_batch: rows that one request may hold.
+        scores: output -> average precision on rows that were never learned from; empty where nobody asks.
     """
 
     stack: Stack
     awkward: pd.DataFrame
     answer: Callable[[pd.DataFrame], Mapping[str, NDArray[Any]]]
+    max_batch: int = 1024
+    scores: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

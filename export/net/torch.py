@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tristage.errors import ArtifactError
 from tristage.export.net.model import Ask, Examples, Net, NetConverter, net_from_onnx
 from tristage.export.net.top_k import nan_above_all
+from tristage.export.net.torch_attention import answer_nothing_with_zero
 from tristage.export.net.torch_errors import first_line, why_no_export, why_no_onnx
 from tristage.export.onnx_graph import OPSET
 from tristage.export.tables import LARGE, store
@@ -123,7 +124,8 @@ def _convert(program: Any, what: str, tables: Path | None, predict: Ask) -> Net:
 
     try:
         with quiet():
-            exported = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False, optimize=True)
+            exact = answer_nothing_with_zero(program)
+            exported = torch.onnx.export(exact, dynamo=True, opset_version=OPSET, verbose=False, optimize=True)
     except Exception as error:  # the exporter raises many kinds
         raise ArtifactError(f"{what}: {why_no_onnx(error)}") from error
     assert exported is not None
