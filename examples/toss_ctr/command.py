@@ -81,12 +81,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--seconds",
         type=float,
         default=2.0,
-        help="how long each batch size is measured; 0: not at all, and preprocessing is not repeated either",
+        help="how long each batch size is measured; 0: not at all, nor served in the ways that are only there to be measured",
     )
     parser.add_argument("--json", action="store_true", help="for machines")
     options = parser.parse_args(arguments)
     sizes = SIZES[options.size]
-    ways = tuple(way for way in WAYS if options.seconds or not way.repeated)
+    ways = tuple(way for way in WAYS if options.seconds or not way.for_cost)
     try:
         with tempfile.TemporaryDirectory(prefix="toss_ctr-") as temporary:
             folder = Path(temporary)

@@ -125,8 +125,8 @@ SMALL = Sizes(
     inventory=30,
     items=200,
     longest=6590,
-    length=12,
-    short=8,
+    length=8,
+    short=6,
     recipes=(
         Recipe("xgb_depthwise", models=10, folds=1),
         Recipe("xgb_lossguide", models=10, folds=1),
@@ -157,7 +157,7 @@ SMALL = Sizes(
     net_rate=0.005,
     batch=64,
     swa_epochs=4,
-    restarts=4,
+    restarts=3,
     steps=40,
     threads=1,
 )

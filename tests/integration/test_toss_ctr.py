@@ -46,10 +46,9 @@ def test_36_models_of_ten_folds_are_one_ensemble() -> None:
     assert scores["climbed"]["ap"] == pytest.approx(scores["calibrated"]["ap"])
     assert scores["calibrated"]["wll"] <= scores["climbed"]["wll"]
 
-    climbed, separate, every = found["served"]
-    for served in (climbed, separate):
-        assert (served["workflows"], served["models"]) == (10, weighed)
-    assert (every["workflows"], every["models"]) == (10, 36)
+    climbed, every = found["served"]
+    assert (climbed["layout"], climbed["workflows"], climbed["models"]) == ("fused", 10, weighed)
+    assert (every["layout"], every["workflows"], every["models"]) == ("ensemble", 10, 36)
     for served in found["served"]:
         assert served["golden"] == 500
         assert served["awkward"] == 48
