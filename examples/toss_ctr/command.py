@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--seconds",
         type=float,
         default=2.0,
-        help="how long each batch size is measured; 0: not at all, nor served in the ways that are only there to be measured",
+        help="how long each batch size is measured; 0: not at all, nor served in ways that are only there for that",
     )
     parser.add_argument("--json", action="store_true", help="for machines")
     options = parser.parse_args(arguments)
