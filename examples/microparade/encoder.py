@@ -37,11 +37,17 @@ def bert(sizes: Sizes) -> Any:
         )
         made = BertModel(config, add_pooling_layer=False)
     else:
+        if not (sizes.bert / "config.json").is_file():  # else transformers takes the name for one of a hub's
+            raise ArtifactError(
+                f"{sizes.bert} holds no BERT (no config.json); name a folder that save_pretrained wrote",
+                path=sizes.bert,
+            )
         try:
             made = BertModel.from_pretrained(sizes.bert, local_files_only=True, add_pooling_layer=False)
         except (OSError, ValueError) as error:
             raise ArtifactError(
-                f"{sizes.bert} holds no BERT ({error}); name a folder that save_pretrained wrote", path=sizes.bert
+                f"the BERT in {sizes.bert} cannot be read ({error}); name a folder that save_pretrained wrote",
+                path=sizes.bert,
             ) from error
     longest = 3 + len(PREFIXES) + 2 * sizes.tokens
     if longest > made.config.max_position_embeddings:

@@ -175,8 +175,11 @@ class TestTokens:
         again = bert(replace(SMALL, width=1, bert=tmp_path / "bert"))
         for name, weight in made.state_dict().items():
             torch.testing.assert_close(again.state_dict()[name], weight, atol=0, rtol=0)
-        with pytest.raises(ArtifactError, match="holds no BERT"):
+        with pytest.raises(ArtifactError, match=r"holds no BERT \(no config.json\)"):
             bert(replace(SMALL, bert=tmp_path))
+        (tmp_path / "bert" / "model.safetensors").unlink()
+        with pytest.raises(ArtifactError, match="cannot be read"):
+            bert(replace(SMALL, bert=tmp_path / "bert"))
         with pytest.raises(ArtifactError, match=r"reads 512 tokens, a pair of tweets has up to 807"):
             bert(replace(SMALL, tokens=400))
 
