@@ -266,8 +266,8 @@ def arguments(
     repository_key: str,
     percentiles: bool,
     traces: str | None,
-    cache: bool,
-    rate_limits: bool,
+    cache: bool = False,
+    rate_limits: bool = False,
 ) -> list[str]:
     """tritonserver's command line.
 

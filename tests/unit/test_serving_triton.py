@@ -24,6 +24,7 @@ def fake(tmp_path: Path) -> Triton:
     return Triton(
         binary=tmp_path / "bin" / "tritonserver",
         backends=tmp_path / "backends",
+        caches=tmp_path / "caches",
         libraries=(tmp_path / "a", tmp_path / "b"),
         python=tmp_path / "python",
         start=tmp_path / "start",
@@ -141,6 +142,15 @@ def test_the_command_line_binds_where_told_and_never_shares_a_port(fake: Triton)
     twice = {"--model-repository", "--http-restricted-api", "--grpc-restricted-protocol"}  # two folders, two keys
     flags = [flag.partition("=")[0] for flag in argv]
     assert {flag for flag in flags if flags.count(flag) > 1} == twice
+    assert not {"--cache-config", "--rate-limit"} & set(flags)
+
+
+def test_a_cache_and_rate_limits_are_asked_for(fake: Triton) -> None:
+    said = {"admin_key": "k", "repository_key": "r", "percentiles": False, "traces": None, "server_id": "x"}
+    where = {"host": "127.0.0.1", "ports": Ports(1, 2, 3)}
+    argv = arguments(fake, Path("/models"), Path("/more"), **where, **said, cache=True, rate_limits=True)  # type: ignore[arg-type]
+    wanted = {f"--cache-directory={fake.caches}", "--cache-config=local,size=67108864", "--rate-limit=execution_count"}
+    assert wanted <= set(argv)
 
 
 def test_pinned_thread_pools_get_as_many_threads_as_cores(fake: Triton) -> None:
