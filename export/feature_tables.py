@@ -29,7 +29,7 @@ from tristage.export.references import Reader
 from tristage.export.repository import save_model
 from tristage.export.workflow import InterpretedWorkflow
 from tristage.manifest import feature_tables, sha256
-from tristage.serving.features import ABOUT, CURRENT, About, current
+from tristage.serving.feature_files import ABOUT, CURRENT, About, current
 from tristage.stack import FeaturesStep, Stack, WorkflowStep
 
 __all__ = [

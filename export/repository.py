@@ -21,7 +21,7 @@ from tristage.export.net.native import NativeNet
 from tristage.export.place import Checkpoint, Placement
 from tristage.export.split import Columns, call_of, split
 from tristage.manifest import FEATURES, KEPT, MANIFEST
-from tristage.serving.features import CURRENT
+from tristage.serving.feature_files import CURRENT
 from tristage.serving.forest.recipe import Recipe
 from tristage.serving.program_file import (
     PROGRAM_FILE,

@@ -158,7 +158,7 @@ class FeaturesCall:
 
     Attributes:
         step: the stack's step that it is.
-        features: the folder of the table's versions, see `tristage.serving.features`.
+        features: the folder of the table's versions, see `tristage.serving.feature_files`.
         reads: the tensor of the ids, [rows, 1].
         makes: feature -> the tensor that it becomes, [rows, 1].
     """

@@ -22,7 +22,7 @@ from typing import IO, cast
 
 from tristage.errors import ArtifactError, PortInUse, RepositoryError, ServerError
 from tristage.manifest import Manifest, check_files, has_rate_limits, keeps_answers, read_manifest
-from tristage.serving.features import check_tables
+from tristage.serving.feature_files import check_tables
 from tristage.serving.log import Log, LogTarget, reason, still_loading, taken_port
 from tristage.serving.machine import address_of, check_cores, choose_ports
 from tristage.serving.reload import check_same_stack, first_generation, switch

@@ -183,7 +183,7 @@ def _files(repository: Path) -> Iterator[Path]:
 
 
 def feature_tables(repository: Path) -> list[Path]:
-    """The folders of a repository's tables of features, see `tristage.serving.features`, sorted."""
+    """The folders of a repository's tables of features, see `tristage.serving.feature_files`, sorted."""
     return sorted(path for path in repository.glob(f"*/1/**/*{FEATURES}") if path.is_dir())
 
 

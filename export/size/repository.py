@@ -10,7 +10,7 @@ from tristage.export.size.graphs import graph_work
 from tristage.export.size.recurrences import recurrence_work
 from tristage.export.size.work import Sizes, Work, total
 from tristage.manifest import Manifest
-from tristage.serving.features import current
+from tristage.serving.feature_files import current
 from tristage.serving.program_file import (
     PROGRAM_FILE,
     CandidatesCall,

@@ -21,7 +21,7 @@ from tristage.export.feature_tables import find_tables, go_back, replace_table
 from tristage.export.lower import lower
 from tristage.export.stack_file import read_stack
 from tristage.manifest import check_files, feature_tables, read_manifest
-from tristage.serving.features import CURRENT, check_tables
+from tristage.serving.feature_files import CURRENT, check_tables
 from tristage.serving.program import open_compiled
 from tristage.stack import FeaturesStep, ForestStep, Stack
 

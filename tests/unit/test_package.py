@@ -95,6 +95,12 @@ def test_light_modules_import_nothing_heavy(module: str) -> None:
     assert done.stdout.strip() == ""
 
 
+def test_the_command_line_starts_without_what_only_models_need() -> None:
+    script = "import sys, tristage.cli; print(*sorted({'onnxruntime', 'onnx', 'yaml'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == ""
+
+
 def test_the_command_line_teaches() -> None:
     tristage_command = str(Path(sys.executable).with_name("tristage"))
     for command in ("", "export", "tune", "inspect", "serve", "gateway", "verify", "predict", "loadtest", "compare"):
