@@ -23,9 +23,9 @@ from tristage.export.place import Checkpoint, PlacedModel, Placement
 from tristage.export.reference import answer_step, output_answers, read_feeds, reference_answers
 from tristage.export.repository import save_model
 from tristage.export.retrieval import Retrieval
-from tristage.serving.graph import GraphError, Tensor
+from tristage.serving.graph import GraphError, Runnable, Tensor
 from tristage.serving.interpreted import Interpreter
-from tristage.serving.runner import Runnable, open_folder
+from tristage.serving.runner import open_folder
 from tristage.serving.workflow_file import WorkflowFile
 
 __all__ = ["MAX_EDGE_SHARE", "Parity", "check_answers", "check_parity", "open_model", "run_placement"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +11,9 @@ from numpy.typing import NDArray
 
 from tristage.columns import Column
 from tristage.errors import ArtifactError
-from tristage.export.features import IDS, by_type
+from tristage.export.features import IDS, add_look_up, by_type
 from tristage.export.net.outputs import NetOutput, Part
-from tristage.export.onnx_graph import ENGINE_DOMAIN, GraphBuilder
+from tristage.export.onnx_graph import GraphBuilder
 from tristage.serving.graph import GraphError
 from tristage.serving.program_file import SourceCall
 from tristage.serving.source import Source, allow
@@ -70,17 +69,7 @@ class Sourced:
             "dtype": self.dtype,
             "dtypes": dict(self.said.columns),
         }
-        made = graph.add_many(
-            SOURCE_NODE,
-            feeds[IDS],
-            outputs=len(self.outputs),
-            domain=ENGINE_DOMAIN,
-            name=step,
-            call=json.dumps(call),
-            width=1,
-            dtypes=[output.dtype for output in self.outputs],
-        )
-        return tuple(graph.concat([made[at] for at in part.outputs]) for part in self.parts)
+        return add_look_up(graph, SOURCE_NODE, step, feeds[IDS], self.outputs, call)
 
 
 def open_for_export(step: str, said: FeatureSource, dtype: str, trust: bool) -> Sourced:

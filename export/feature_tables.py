@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from numpy.typing import NDArray
 
 from tristage.columns import Column
 from tristage.errors import ArtifactError, InputError, ParityError, StackError
 from tristage.export.features import IDS, Features, read_table
-from tristage.export.lowered import Feed, LoweredStack, LoweredStep, Source, Workflow
-from tristage.export.nested import frame_of, within
+from tristage.export.lowered import Feed, LoweredStep, Source, Workflow
+from tristage.export.nested import Lower, ask_of, keep, within, write_program
 from tristage.export.net.outputs import NetOutput
-from tristage.export.place import Placement, fuse, place
-from tristage.export.reference import output_answers, reference_answers
+from tristage.export.place import Placement, place
 from tristage.export.references import Reader
-from tristage.export.repository import save_model
 from tristage.export.workflow import InterpretedWorkflow
-from tristage.manifest import feature_tables, sha256
+from tristage.manifest import feature_tables
 from tristage.serving.feature_files import ABOUT, CURRENT, About, current
 from tristage.stack import FeaturesStep, Stack, WorkflowStep
 
@@ -45,10 +39,8 @@ __all__ = [
 
 KEPT_VERSIONS = 3  # of a table: the one that is served, and those before it
 _MAX_BATCH = 4096
+_SCRATCH = ".new-"  # begins the name of what is not finished
 _CHECKED = 2000  # ids of a new table that its program is asked about before it is served
-_SCRATCH = ".new-"
-
-Lower = Callable[[Stack, Mapping[str, Column]], LoweredStack]
 
 
 @dataclass(frozen=True)
@@ -133,10 +125,7 @@ def compile_table(name: str, frame: Any, key: Column, lower: Lower, tables: Path
         raise ArtifactError(f"step {name}: {served.reason}, so that the table cannot be compiled")
     outputs = tuple(NetOutput(column.name, 1, column.dtype) for column in placement.signature.outputs)
 
-    def ask(ids: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
-        return output_answers(inner, reference_answers(inner, frame_of({key.name: ids}, (key,))))
-
-    return Features(_save(placement, frame, key, outputs, tables), key.name, outputs, inner, placement, ask)
+    return Features(_save(placement, frame, key, outputs, tables), key.name, outputs, placement, ask_of(inner, (key,)))
 
 
 def _joining(frame: Any, key: Column) -> Any:
@@ -153,21 +142,11 @@ def _joining(frame: Any, key: Column) -> Any:
 
 def _save(placement: Placement, frame: Any, key: Column, outputs: tuple[NetOutput, ...], tables: Path) -> str:
     """Write the program and what it holds into a folder, whose name tells its content; returns that."""
-    (model,) = fuse(placement).models
-    assert isinstance(model.graph, onnx.ModelProto)
-    folder = Path(tempfile.mkdtemp(dir=tables, prefix=_SCRATCH))
-    folder.chmod(0o755)
-    save_model(model.graph, folder, tables)
-    files = {path.relative_to(folder).as_posix(): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    folder, files = write_program(placement, tables)
     columns = {output.name: output.dtype for output in outputs}
     about = About(key.name, key.dtype, columns, len(frame), files).to_json()
     (folder / ABOUT).write_text(about, encoding="utf-8")
-    name = hashlib.sha256(about.encode()).hexdigest()[:16]
-    if (tables / name).exists():
-        shutil.rmtree(folder)
-    else:
-        folder.rename(tables / name)
-    return name
+    return keep(folder, about)
 
 
 def find_tables(repository: Path) -> list[FeatureTable]:
@@ -260,7 +239,7 @@ def _check(step: str, body: Features, frame: Any) -> None:
     some = known[np.linspace(0, len(known) - 1, min(len(known), _CHECKED)).astype(int)]
     strange = np.array(["\x01"], object) if key.dtype == "string" else np.array([known.max()], known.dtype) + 1
     ids = np.concatenate([some, strange]).astype(object if key.dtype == "string" else key.dtype).reshape(-1, 1)
-    expected = body.ask(ids)
+    expected = body.ask({key.name: ids})
     tensors = run_placement(body.placement, {key.name: ids})
     for column in body.placement.signature.outputs:
         made = tensors[column.name].reshape(-1)

@@ -17,10 +17,9 @@ from tristage.export.net.outputs import NetOutput, Part
 from tristage.export.onnx_graph import ENGINE_DOMAIN, GraphBuilder
 
 if TYPE_CHECKING:
-    from tristage.export.lowered import LoweredStack
     from tristage.export.place import Placement
 
-__all__ = ["FEATURES_NODE", "IDS", "Features", "by_type", "find_table", "read_table"]
+__all__ = ["FEATURES_NODE", "IDS", "Features", "add_look_up", "by_type", "find_table", "read_table"]
 
 FEATURES_NODE = "Features"  # the operator, of ENGINE_DOMAIN, that stands for a table
 IDS = "ids"
@@ -34,17 +33,15 @@ class Features:
         folder: the program from ids to features, in the folder of large tables.
         ids: what the table calls its ids.
         outputs: its features.
-        lowered: the stack of one workflow that it is.
-        placement: the same, as a model.
-        ask: ids -> what NVTabular answers, feature -> [rows].
+        placement: the stack of one workflow that it is, as a model.
+        ask: its ids, by their name -> what NVTabular answers, feature -> [rows].
     """
 
     folder: str
     ids: str
     outputs: tuple[NetOutput, ...]
-    lowered: LoweredStack
     placement: Placement
-    ask: Callable[[NDArray[Any]], Mapping[str, NDArray[Any]]]
+    ask: Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -58,7 +55,7 @@ class Features:
 
     def predict(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """What NVTabular answers for ids [rows, 1]: [rows, n] for each part."""
-        answers = self.ask(feeds[IDS])
+        answers = self.ask({self.ids: feeds[IDS]})
         return [
             np.stack([np.asarray(answers[self.outputs[at].name]).reshape(-1) for at in part.outputs], axis=1).astype(
                 part.dtype, copy=False
@@ -68,20 +65,25 @@ class Features:
 
     def lower(self, graph: GraphBuilder, feeds: Mapping[str, str], step: str) -> tuple[str, ...]:
         """The node that stands for it; the names of the tensors that it makes, one for each part."""
-        made = graph.add_many(
-            FEATURES_NODE,
-            feeds[IDS],
-            outputs=len(self.outputs),
-            domain=ENGINE_DOMAIN,
-            name=step,
-            call=json.dumps({"features": self.folder, "makes": [output.name for output in self.outputs]}),
-            width=1,
-            dtypes=[output.dtype for output in self.outputs],
-        )
-        return tuple(
-            graph.concat([graph.cast(made[at], self.outputs[at].dtype, part.dtype) for at in part.outputs])
-            for part in self.parts
-        )
+        call = {"features": self.folder, "makes": [output.name for output in self.outputs]}
+        return add_look_up(graph, FEATURES_NODE, step, feeds[IDS], self.outputs, call)
+
+
+def add_look_up(
+    graph: GraphBuilder, kind: str, step: str, ids: str, features: Sequence[NetOutput], call: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """Add the node of a table or a store; the names of the tensors of its features, one for each type."""
+    made = graph.add_many(
+        kind,
+        ids,
+        outputs=len(features),
+        domain=ENGINE_DOMAIN,
+        name=step,
+        call=json.dumps(call),
+        width=1,
+        dtypes=[feature.dtype for feature in features],
+    )
+    return tuple(graph.concat([made[at] for at in part.outputs]) for part in by_type(features))
 
 
 def by_type(features: Sequence[NetOutput]) -> tuple[Part, ...]:

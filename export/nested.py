@@ -27,7 +27,7 @@ from tristage.export.repository import save_model
 from tristage.manifest import sha256
 from tristage.stack import CandidatesStep, ListInput, NetStep, Stack
 
-__all__ = ["Lower", "frame_of", "nest", "within"]
+__all__ = ["Lower", "ask_of", "frame_of", "keep", "nest", "within", "write_program"]
 
 Lower = Callable[[Stack, Mapping[str, Column]], LoweredStack]
 _MAX_BATCH = 4096  # candidates that are compared at once, at export
@@ -83,9 +83,16 @@ def nest(name: str, step: CandidatesStep, reader: Reader, lower: Lower, tables: 
         tuple(outputs),
         inner,
         placement,
-        lambda tensors: output_answers(inner, reference_answers(inner, frame_of(tensors, columns))),
+        ask_of(inner, columns),
     )
     return LoweredStep(name, body, tuple(feeds), body.columns)
+
+
+def ask_of(
+    inner: LoweredStack, columns: Sequence[Column]
+) -> Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]:
+    """A step's stack as its training libraries answer it: its tensors -> output -> [rows]."""
+    return lambda tensors: output_answers(inner, reference_answers(inner, frame_of(tensors, columns)))
 
 
 def frame_of(tensors: Mapping[str, NDArray[Any]], columns: Sequence[Column]) -> Any:
@@ -196,19 +203,31 @@ def within(name: str) -> Iterator[None]:
         raise ArtifactError(f"step {name}: {error}", path=error.path) from error
 
 
-def _save(placement: Placement, tables: Path) -> str:
-    """Write the stack as one program into a folder, whose name tells its content; returns that."""
+def write_program(placement: Placement, tables: Path) -> tuple[Path, dict[str, str]]:
+    """Write a stack as one program into a new folder within another.
+
+    Returns:
+        The folder, and file in it -> its SHA-256; `keep` gives it its name.
+    """
     (model,) = fuse(placement).models
     assert isinstance(model.graph, onnx.ModelProto)
     folder = Path(tempfile.mkdtemp(dir=tables, prefix="scratch-"))
     folder.chmod(0o755)
     save_model(model.graph, folder, tables)
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest.update(f"{path.relative_to(folder).as_posix()} {sha256(path)}\n".encode())
-    name = f"candidates-{digest.hexdigest()[:16]}"
-    if (tables / name).exists():  # two steps have the same stack
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return folder, {path.relative_to(folder).as_posix(): sha256(path) for path in paths}
+
+
+def keep(folder: Path, said: str, prefix: str = "") -> str:
+    """Call a program's folder after what is said of its content, and return that name; one that is there stays."""
+    name = f"{prefix}{hashlib.sha256(said.encode()).hexdigest()[:16]}"
+    if (folder.parent / name).exists():  # two steps have the same content
         shutil.rmtree(folder)
     else:
-        folder.rename(tables / name)
+        folder.rename(folder.parent / name)
     return name
+
+
+def _save(placement: Placement, tables: Path) -> str:
+    folder, files = write_program(placement, tables)
+    return keep(folder, "".join(f"{name} {digest}\n" for name, digest in files.items()), "candidates-")

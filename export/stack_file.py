@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def _read(path: Path, around: tuple[Path, ...]) -> Stack:
                 for name, options in _mapping(top.get("inputs") or {}, "inputs").items()
             },
             golden=here / _text(top["golden"], "golden") if top.get("golden") else None,
-            triton=TritonSettings.of(top.get("triton") or {}),
+            triton=_triton(top.get("triton") or {}, "triton"),
         )
     except StackError as error:
         raise StackError(f"{path}: {error}", step=error.step) from None
@@ -223,6 +224,17 @@ _STEPS: Mapping[str, tuple[tuple[str, ...], Callable[[str, Mapping[str, Any], Pa
     "stack": (("each", "shared"), _candidates),
     "features": (("key", "ids"), _features),
 }
+
+
+def _triton(raw: Any, where: str) -> TritonSettings:
+    given = _mapping(raw, where)
+    _known(given, tuple(each.name for each in fields(TritonSettings)), where)
+    steps = _mapping(given.get("steps") or {}, f"steps of {where}")
+    its = {str(step): _triton(settings, f"{where}.steps.{step}") for step, settings in steps.items()}
+    try:
+        return TritonSettings(**{key: value for key, value in given.items() if key != "steps"}, steps=its)
+    except StackError as error:
+        raise StackError(f"{where}: {error}") from None
 
 
 def _list_input(name: str, raw: Mapping[str, Any]) -> ListInput:

@@ -4,32 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tristage.serving.graph import Tensor
+from tristage.serving.graph import Runnable, Tensor
 from tristage.serving.program_file import CandidatesCall
 
 __all__ = ["Candidates"]
 
 _MOST = 8192  # rows that the program is asked about at once, which bounds the memory of what it computes
-
-
-class Inner(Protocol):
-    """What is asked: a Graph or a Program."""
-
-    @property
-    def inputs(self) -> tuple[Tensor, ...]:
-        """What it reads."""
-
-    @property
-    def outputs(self) -> tuple[Tensor, ...]:
-        """What it answers."""
-
-    def run(self, tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Evaluate it."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +26,7 @@ class Candidates:
         call: how its tensors are made of a row's, and a row's of its.
     """
 
-    inner: Inner
+    inner: Runnable
     call: CandidatesCall
 
     @property

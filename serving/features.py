@@ -6,38 +6,23 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tristage.errors import RepositoryError
 from tristage.serving.feature_files import CURRENT, current
-from tristage.serving.graph import GraphError, Tensor
+from tristage.serving.graph import GraphError, Runnable, Tensor
 from tristage.serving.program_file import FeaturesCall
 
 __all__ = ["Features"]
 
 
-class _Inner(Protocol):
-    """A compiled program: a Graph or a Program."""
-
-    @property
-    def inputs(self) -> tuple[Tensor, ...]:
-        """What it reads."""
-
-    @property
-    def outputs(self) -> tuple[Tensor, ...]:
-        """What it answers."""
-
-    def run(self, tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Evaluate it."""
-
-
 class Features:
     """An opened table; evaluated as a Graph is. Changes over to another version by itself."""
 
-    def __init__(self, tables: Path, call: FeaturesCall, opens: Callable[[Path], _Inner]) -> None:
+    def __init__(self, tables: Path, call: FeaturesCall, opens: Callable[[Path], Runnable]) -> None:
         """Open the version that is current.
 
         Args:
@@ -96,7 +81,7 @@ class Features:
             sys.stderr.write(f"step {self._call.step} goes on with the features that it has: {error}\n")
             sys.stderr.flush()
 
-    def _checked(self, version: Path) -> _Inner:
+    def _checked(self, version: Path) -> Runnable:
         inner = self._opens(version)
         makes = {tensor.name for tensor in inner.outputs}
         missing = sorted(set(self._call.makes) - makes)
@@ -116,7 +101,7 @@ class Features:
         return found.st_mtime_ns, found.st_ino
 
 
-def _sides(inner: _Inner, call: FeaturesCall) -> tuple[Any, ...]:
+def _sides(inner: Runnable, call: FeaturesCall) -> tuple[Any, ...]:
     """Types of what a table reads and makes, as far as it is asked for."""
     made = {tensor.name: (tensor.dtype, tensor.width) for tensor in inner.outputs}
     (ids,) = inner.inputs

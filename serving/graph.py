@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tristage.fingerprint import DERIVED, fingerprints
 
-__all__ = ["Graph", "GraphError", "Tensor", "asked", "decode", "derive", "not_utf8"]
+__all__ = ["Graph", "GraphError", "Runnable", "Tensor", "asked", "decode", "derive", "not_utf8"]
 
 # ONNX Runtime's name of an element type -> (Triton's name in configurations, numpy's)
 _TYPES = {
@@ -52,6 +52,21 @@ class Tensor:
     triton_type: str
     dtype: np.dtype[Any]
     width: int
+
+
+class Runnable(Protocol):
+    """What answers tensors with tensors: a Graph, a Program of several parts, or an Interpreter."""
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What it reads."""
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """What it emits."""
+
+    def run(self, tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Evaluate it; raises GraphError."""
 
 
 @dataclass(frozen=True)

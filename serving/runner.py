@@ -7,13 +7,13 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tristage.errors import RepositoryError
-from tristage.serving.graph import GraphError, Tensor, decode
+from tristage.serving.graph import GraphError, Runnable, Tensor, decode
 from tristage.serving.interpreted import Interpreter
 from tristage.serving.program import open_compiled
 from tristage.serving.workflow_file import TRUST, WORKFLOW_FILE, WorkflowFile
@@ -21,21 +21,6 @@ from tristage.serving.workflow_file import TRUST, WORKFLOW_FILE, WorkflowFile
 __all__ = ["TritonPythonModel"]
 
 Tensors = dict[str, NDArray[Any]]
-
-
-class Runnable(Protocol):
-    """What a model's folder is opened as: a Graph, a Program or an Interpreter."""
-
-    @property
-    def inputs(self) -> tuple[Tensor, ...]:
-        """What it reads."""
-
-    @property
-    def outputs(self) -> tuple[Tensor, ...]:
-        """What it emits."""
-
-    def run(self, tensors: Mapping[str, NDArray[Any]]) -> Tensors:
-        """Evaluate it; raises GraphError."""
 
 
 class TritonPythonModel:

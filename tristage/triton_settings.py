@@ -84,29 +84,6 @@ class TritonSettings:
                 if getattr(its, name):
                     raise StackError(f"{name} is a setting of the whole stack; step {step} cannot have it")
 
-    @classmethod
-    def of(cls, document: Any, where: str = "triton") -> TritonSettings:
-        """The settings that `triton:` of a stack.yaml holds.
-
-        Raises:
-            StackError: it is no mapping, has an unknown key, or a setting has a value that it cannot have.
-        """
-        if not isinstance(document, Mapping):
-            raise StackError(f"{where} must be a mapping of settings to values, not {type(document).__name__}")
-        known = [each.name for each in fields(cls)]
-        for key in document:
-            if key not in known:
-                raise StackError(f"{where} has an unknown key {key!r}; it may have {', '.join(known)}")
-        steps = document.get("steps") or {}
-        if not isinstance(steps, Mapping):
-            raise StackError(f"steps of {where} must be a mapping of steps to settings, not {type(steps).__name__}")
-        given = {key: value for key, value in document.items() if key != "steps"}
-        its = {str(step): cls.of(settings, f"{where}.steps.{step}") for step, settings in steps.items()}
-        try:
-            return cls(**given, steps=its)
-        except StackError as error:
-            raise StackError(f"{where}: {error}") from None
-
     def given(self) -> dict[str, Any]:
         """The settings that were given a value, those of steps left out."""
         values = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "steps"}

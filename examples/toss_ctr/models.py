@@ -26,7 +26,7 @@ class Kind:
 
     Attributes:
         title: what people call it.
-        library: what trains it.
+        trainer: the library that trains it.
         forest: whether it is trees.
         train: sizes, a fold, what was clicked and a seed -> the model.
         ask: the model, what a workflow made of rows, and which of them (all, if not said) -> its library's own
@@ -34,7 +34,7 @@ class Kind:
     """
 
     title: str
-    library: str
+    trainer: str
     forest: bool
     train: Callable[[Sizes, Fold, NDArray[np.float32], int], Any]
     ask: Callable[..., NDArray[np.float32]]

@@ -48,7 +48,7 @@ def _step(ensemble: Ensemble, member: Member, workflow: str) -> Step:
     if KINDS[member.model.kind].forest:
         return ForestStep(member.artifact, (*codes, *numbers), margins=True)
     examples = None
-    if KINDS[member.model.kind].library == "PyTorch":
+    if KINDS[member.model.kind].trainer == "PyTorch":
         examples = ensemble.folds[member.fold].features.of_net(slice(2))
     reads = {"codes": codes, "numbers": numbers, "seq": (f"{workflow}.{SEQUENCE}",)}
     return NetStep(member.artifact, reads, examples=examples)

@@ -14,9 +14,9 @@ from tristage.client.golden import EXPECTED, TOLERANCE
 from tristage.errors import RepositoryError
 from tristage.export.check import distance
 from tristage.manifest import GOLDEN, Manifest
-from tristage.serving.graph import GraphError
+from tristage.serving.graph import GraphError, Runnable
 from tristage.serving.interpreted import Interpreter
-from tristage.serving.runner import Runnable, open_folder
+from tristage.serving.runner import open_folder
 from tristage.serving.workflow_file import WORKFLOW_FILE, WorkflowFile
 
 __all__ = ["Tensors", "golden_tensors", "off_golden", "open_model", "read_golden", "run"]

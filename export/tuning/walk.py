@@ -24,10 +24,9 @@ from tristage.export.tuning.golden import (
 )
 from tristage.manifest import Manifest
 from tristage.serving.forest import ForestError
-from tristage.serving.graph import GraphError
+from tristage.serving.graph import GraphError, Runnable
 from tristage.serving.program import open_part
 from tristage.serving.program_file import PROGRAM_FILE, Choice, ForestCall, Part, ProgramFile
-from tristage.serving.runner import Runnable
 from tristage.tuning import ForestTuning
 
 __all__ = ["Golden", "Walk"]
