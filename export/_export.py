@@ -107,7 +107,7 @@ def export(
     path: Path | str,
     *,
     target: str = "pip-cpu",
-    layout: str = "ensemble",
+    layout: str | None = None,
     max_batch: int = 1024,
     instances: int | None = None,
     overwrite: bool = False,
@@ -124,7 +124,8 @@ def export(
         path: the folder to write; made if it isn't there.
         target: where it will be served; one of TARGETS.
         layout: "ensemble", every step a Triton model of its own, whose time Triton's statistics show; or "fused",
-            all steps in one model, which answers small requests sooner.
+            all steps in one model, which answers small requests sooner. None: "fused" for pip-gpu, where every model
+            would be a process that shares the GPU with the others; else "ensemble".
         max_batch: rows that one request may hold; clients split what is larger.
         instances: copies of every model that answer side by side, one a core; they share weights and tables. None:
             as many as the stack says, or 1.
@@ -139,8 +140,7 @@ def export(
         ParityError: a step answers otherwise than its training library by more than TOLERANCE.
         ExportError: the folder cannot be written; what was there is untouched.
     """
-    _check_layout(layout, instances)
-    find_target(target)
+    _check_layout(layout or find_target(target).layout, instances)
     check_place(Path(path), overwrite)  # now, not after minutes of converting
     folder = _nearest(Path(path).absolute().parent)
     prepared = prepare(stack, target=target, max_batch=max_batch, trust=trust, on_stage=on_stage, folder=folder)
@@ -216,12 +216,13 @@ def write(
     prepared: Prepared,
     path: Path | str,
     *,
-    layout: str = "ensemble",
+    layout: str | None = None,
     instances: int | None = None,
     overwrite: bool = False,
 ) -> Exported:
     """Write a prepared stack as a model repository; arguments and errors are those of `export`."""
     path = Path(path)
+    layout = layout or prepared.target.layout
     _check_layout(layout, instances)
     check_place(path, overwrite)
     placement = prepared.placement

@@ -9,6 +9,7 @@ from typing import Any
 from tristage.errors import StackError
 from tristage.export.net.native import NativeNet
 from tristage.export.place import Checkpoint, PlacedModel
+from tristage.serving.device import BUCKETS
 from tristage.serving.workflow_file import WorkflowFile
 from tristage.targets import Target
 from tristage.triton_settings import Choice, TritonSettings
@@ -66,16 +67,20 @@ def choose(
     count = asked.get("instances", 1)
     backend = backend_of(model, target, count)
     gpu = target.gpu and bool(model.on_gpu)
+    torch = target.torch and not isinstance(model.graph, WorkflowFile)
+    gpu = torch if target.torch else gpu
     found = {
-        "backend": (backend, _BACKENDS[backend]),
+        "backend": (backend, "torch has the GPU in a process of its own" if torch else _BACKENDS[backend]),
         "device": ("GPU" if gpu else "CPU", _device(model, target)),
         "instances": (count, "one keeps the GPU busy with large batches" if gpu else "one for a core; more on request"),
         "preferred_batch": ((), "requests that wait are joined, however many they are"),
         "queue_delay_us": (0, "waiting for others only adds to the time of an answer"),
         "max_queue": (None, "with a bound Triton 2.51 lets a request wait up to 500 ms at an idle model"),
-        "warmup": _warmup(gpu, max_batch),
+        "warmup": _warmup(gpu, max_batch, BUCKETS if torch else ()),
         "accelerator": (None, "TensorRT answers otherwise by more than 1e-5, so it is used on request"),
-        "cuda_graphs": (False, _NO_GRAPHS.get(backend, "they are TensorRT's, and it is not used")),
+        "cuda_graphs": (True, f"a call of at most {BUCKETS[-1]} rows is one launch instead of thousands")
+        if torch
+        else (False, _NO_GRAPHS.get(backend, "they are TensorRT's, and it is not used")),
         "resources": ({}, "nothing but its instances bounds what a model does side by side"),
     }
     if backend != "onnxruntime" or not gpu:
@@ -83,7 +88,7 @@ def choose(
         if asked.get("accelerator") and "accelerator" in own:
             raise _not_here(model, "accelerator", f"{backend} on the {'GPU' if gpu else 'CPU'} has none")
         asked.pop("accelerator", None)
-    if not asked.get("accelerator"):
+    if not asked.get("accelerator") and not torch:
         if asked.get("cuda_graphs") and "cuda_graphs" in own:
             raise _not_here(model, "cuda_graphs", "they are TensorRT's: give the step an accelerator")
         asked.pop("cuda_graphs", None)
@@ -121,7 +126,7 @@ def backend_of(model: PlacedModel, target: Target, instances: int) -> str:
         return "python"
     if target.native:
         return "onnxruntime"
-    return "tristage" if instances == 1 else "python"
+    return "tristage" if instances == 1 and not target.gpu else "python"
 
 
 _BACKENDS = {
@@ -144,11 +149,17 @@ _NO_GRAPHS = {
 def _device(model: PlacedModel, target: Target) -> str:
     if not target.gpu:
         return f"{target.name} has no GPU"
+    if target.torch:
+        nvtabular = isinstance(model.graph, WorkflowFile)
+        return "NVTabular itself serves the workflow" if nvtabular else "all but texts, indexes and stores of features"
     return "forests and nets" if model.on_gpu else "texts, and look-ups by them, cannot be on a GPU"
 
 
-def _warmup(gpu: bool, max_batch: int) -> tuple[tuple[int, ...], str]:
+def _warmup(gpu: bool, max_batch: int, replayed: tuple[int, ...]) -> tuple[tuple[int, ...], str]:
     """Rows of the requests that a model answers before it is ready."""
+    if replayed:
+        sizes = {rows for rows in replayed if rows <= max_batch} | {max_batch}
+        return tuple(sorted(sizes)), "kernels are compiled and calls captured at the first request of each size"
     if gpu:
         return _buckets(max_batch), "each size of batch has kernels of its own, found at its first request"
     return (), "on CPU cores it makes no difference to the first request that could be measured"

@@ -34,9 +34,13 @@ def export(
     ),
     target: Annotated[str, typer.Option(help=f"Where it will be served: {_TARGETS}.")] = "pip-cpu",
     layout: Annotated[
-        str,
-        typer.Option(help="ensemble: a Triton model per step; fused: all steps in one, soonest for small requests."),
-    ] = "ensemble",
+        str | None,
+        typer.Option(
+            help="ensemble: a Triton model per step; fused: all steps in one, soonest for small requests. fused if not "
+            "said for pip-gpu, else ensemble.",
+            show_default=False,
+        ),
+    ] = None,
     max_batch: Annotated[int, typer.Option(help="Rows that one request may hold.")] = 1024,
     instances: Annotated[
         int | None,
@@ -79,8 +83,8 @@ def export(
     hush_tensorflow()
     from tristage.export import export as run
 
-    if tune and find_target(target).native:
-        raise StackError(f"--tune chooses among the engines of pip-cpu; on {target} Triton's own backends answer")
+    if tune and target != "pip-cpu":
+        raise StackError(f"--tune chooses among the engines of pip-cpu; {find_target(target).name} has none to choose")
     declared = _declared(stack, from_merlin, golden, list_length or [], trust)
     # a stage for every step, then the training libraries, the comparison and the writing
     with stages("export", len(declared.steps) + 3) as on_stage:

@@ -33,6 +33,8 @@ def model_config(model: PlacedModel, max_batch: int, chosen: Chosen) -> str:
         file, platform, parameters = its.file, its.platform, its.parameters(chosen.instances)
     elif chosen.backend == "onnxruntime":
         file, parameters = "graph.onnx", _ONNX_RUNTIME
+    elif chosen.gpu:
+        parameters = {"device": "cuda", "cuda_graphs": "1" if chosen.cuda_graphs else "0"}
     inputs, outputs = _own_names(model)
     flat = _flat(model)
     rows = pb.ModelTensorReshape()  # of no dimension but the rows

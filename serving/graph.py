@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tristage.fingerprint import DERIVED, fingerprints
 
-__all__ = ["Graph", "GraphError", "Runnable", "Tensor", "asked", "decode", "derive", "not_utf8"]
+__all__ = ["Graph", "GraphError", "Runnable", "Tensor", "asked", "decode", "derive", "not_utf8", "triton_type"]
 
 # ONNX Runtime's name of an element type -> (Triton's name in configurations, numpy's)
 _TYPES = {
@@ -156,6 +156,14 @@ def _tensor(argument: Any) -> Tensor:
     triton_type, dtype = _TYPES[argument.type]
     width = argument.shape[1] if len(argument.shape) == 2 and isinstance(argument.shape[1], int) else 0
     return Tensor(argument.name, triton_type, np.dtype(dtype), width)
+
+
+def triton_type(dtype: np.dtype[Any]) -> str:
+    """Triton's name of a type; raises GraphError where it has none."""
+    for name, own in _TYPES.values():
+        if np.dtype(own) == dtype:
+            return name
+    raise GraphError(f"Triton has no type for {dtype}")
 
 
 def asked(tensor: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from tristage.serving.program_file import (
     ColumnsCall,
     FeaturesCall,
     ForestCall,
+    Part,
     ProgramFile,
     RecurrenceCall,
     SearchCall,
@@ -35,9 +36,21 @@ from tristage.serving.recurrence.call import Recurrence
 from tristage.serving.search import Search
 from tristage.serving.source import Source
 
-__all__ = ["Program", "open_compiled", "open_part"]
+__all__ = ["Asked", "OpenPart", "Program", "Sided", "open_compiled", "open_part", "sides"]
 
 Tensors = dict[str, NDArray[Any]]
+
+
+class Sided(Protocol):
+    """What has inputs and outputs."""
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What it reads."""
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """What it makes."""
 
 
 @dataclass(frozen=True)
@@ -66,16 +79,31 @@ class Asked:
                 opened[key] = open_forest(choice.engine, folder / choice.file, threads)
         return cls(call, tuple((choice.rows, opened[choice.engine, choice.file]) for choice in call.engines))
 
-    def predict(self, known: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """Ask the engine that is chosen for so many rows; raises ForestError."""
-        rows = known[self.call.rows]
-        group = None if self.call.group is None else known[self.call.group].reshape(-1)
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The rows, and their groups where groups have forests of their own."""
+        rows = Tensor(self.call.rows, "TYPE_FP32", np.dtype(np.float32), self.engines[-1][1].features)
+        if self.call.group is None:
+            return (rows,)
+        return rows, Tensor(self.call.group, "TYPE_INT64", np.dtype(np.int64), 1)
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """The answers."""
+        return (Tensor(self.call.output, "TYPE_FP32", np.dtype(np.float32), self.engines[-1][1].outputs),)
+
+    def run(self, tensors: Mapping[str, NDArray[Any]]) -> Tensors:
+        """Ask the engine that is chosen for so many rows; raises GraphError."""
+        rows = tensors[self.call.rows]
+        group = None if self.call.group is None else tensors[self.call.group].reshape(-1)
         engine = next(engine for most, engine in self.engines if most is None or len(rows) <= most)
-        return engine.predict(rows, group)
+        try:
+            return {self.call.output: engine.predict(rows, group)}
+        except ForestError as error:
+            raise GraphError(f"the forest of step {self.call.step} cannot be evaluated: {error}") from error
 
 
-OpenPart = Graph | Columns | Recurrence | Search | Candidates | Features | Source
-Opened = OpenPart | Asked
+OpenPart = Asked | Graph | Columns | Recurrence | Search | Candidates | Features | Source
 
 
 @dataclass(frozen=True)
@@ -91,7 +119,7 @@ class Program:
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
-    parts: tuple[Opened, ...]
+    parts: tuple[OpenPart, ...]
     named: Mapping[str, str]
 
     @classmethod
@@ -104,13 +132,8 @@ class Program:
         file = folder / PROGRAM_FILE
         try:
             said = ProgramFile.read(file)
-            parts = [
-                Asked.open(folder, part, threads) if isinstance(part, ForestCall) else open_part(folder, part, threads)
-                for part in said.parts
-            ]
-            return cls(*_sides(parts, said.named), tuple(parts), said.named)
-        except ForestError as error:
-            raise GraphError(str(error)) from error
+            parts = [open_part(folder, part, threads) for part in said.parts]
+            return cls(*sides(parts, said.named), tuple(parts), said.named)
         except (OSError, ValueError, KeyError, TypeError) as error:
             if isinstance(error, GraphError):
                 raise
@@ -128,13 +151,7 @@ class Program:
         """Every tensor between its parts, by name; arguments and errors are those of `run`, of one row at least."""
         known = self._check(tensors)
         for part in self.parts:
-            if not isinstance(part, Asked):
-                known.update(part.run(known))
-                continue
-            try:
-                known[part.call.output] = part.predict(known)
-            except ForestError as error:
-                raise GraphError(f"the forest of step {part.call.step} cannot be evaluated: {error}") from error
+            known.update(part.run(known))
         return known
 
     def _check(self, tensors: Mapping[str, NDArray[Any]]) -> Tensors:
@@ -148,13 +165,14 @@ class Program:
         return known
 
 
-def open_part(
-    folder: Path,
-    part: str | ColumnsCall | RecurrenceCall | SearchCall | CandidatesCall | FeaturesCall | SourceCall,
-    threads: int = 1,
-) -> OpenPart:
-    """Open a part of a program that is no forest; raises GraphError."""
+def open_part(folder: Path, part: Part, threads: int = 1) -> OpenPart:
+    """Open a part of a program; raises GraphError."""
     match part:
+        case ForestCall():
+            try:
+                return Asked.open(folder, part, threads)
+            except ForestError as error:
+                raise GraphError(str(error)) from error
         case SourceCall():
             return Source.open(part)
         case RecurrenceCall():
@@ -178,20 +196,12 @@ def open_compiled(folder: Path, threads: int = 1) -> Graph | Program:
     return Graph.open(folder / "graph.onnx", threads)
 
 
-def _sides(parts: Sequence[Opened], named: Mapping[str, str]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """What a program asks for, and what it answers."""
+def sides(parts: Sequence[Sided], named: Mapping[str, str]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """What parts, one after the other, ask for, and what is answered of what they make."""
     asked: dict[str, Tensor] = {}
     made: dict[str, Tensor] = {}
     for part in parts:
-        if not isinstance(part, Asked):
-            reads, makes = part.inputs, part.outputs
-        else:
-            call, engine = part.call, part.engines[-1][1]
-            reads = (Tensor(call.rows, "TYPE_FP32", np.dtype(np.float32), engine.features),)
-            if call.group is not None:
-                reads += (Tensor(call.group, "TYPE_INT64", np.dtype(np.int64), 1),)
-            makes = (Tensor(call.output, "TYPE_FP32", np.dtype(np.float32), engine.outputs),)
-        asked.update({tensor.name: tensor for tensor in reads if tensor.name not in made})
-        made.update({tensor.name: tensor for tensor in makes})
+        asked.update({tensor.name: tensor for tensor in part.inputs if tensor.name not in made})
+        made.update({tensor.name: tensor for tensor in part.outputs})
     every = {**asked, **made}
     return tuple(asked.values()), tuple(replace(every[tensor], name=name) for name, tensor in named.items())

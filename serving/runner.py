@@ -34,12 +34,16 @@ class TritonPythonModel:
         """
         self._triton: Any = importlib.import_module("triton_python_backend_utils")  # exists only inside Triton
         config = json.loads(args["model_config"])
-        self._graph = open_folder(Path(args["model_repository"]) / args["model_version"])
+        folder = Path(args["model_repository"]) / args["model_version"]
+        said = {name: entry["string_value"] for name, entry in config.get("parameters", {}).items()}
+        self._graph = open_on_device(folder, said, args) if "device" in said else open_folder(folder)
+        self._tables = table_counters(self._triton, self._graph)
         check_config(self._graph, config)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer every request, in order; one that fails gets an error of its own."""
         answers = evaluate(self._graph, [_read(self._graph, request) for request in requests])
+        self._tables()
         return [self._respond(request, answer) for request, answer in zip(requests, answers, strict=True)]
 
     def _respond(self, request: Any, answer: Tensors | GraphError) -> Any:
@@ -101,6 +105,56 @@ def open_folder(folder: Path) -> Runnable:
         return Interpreter.open(WorkflowFile.read(file))
     except RepositoryError as error:
         raise GraphError(str(error)) from error
+
+
+def open_on_device(folder: Path, said: Mapping[str, str], args: Mapping[str, str]) -> Runnable:
+    """Open a model's version folder on the GPU that Triton gives the instance.
+
+    Args:
+        folder: the version's.
+        said: the configuration's parameters: "device", torch's name of one, and "cuda_graphs", whether calls of few
+            rows are replayed.
+        args: what Triton says of the instance.
+
+    Raises:
+        GraphError: torch is not installed, the GPU cannot be used, or what lies there cannot be opened.
+    """
+    try:
+        from tristage.serving.device.program import DeviceProgram
+    except ModuleNotFoundError as error:
+        raise GraphError(
+            f"{error.name} is not installed; a model on a GPU needs pip install 'tristage[gpu]'"
+        ) from error
+    device = said["device"]
+    if device == "cuda":
+        device = f"cuda:{args['model_instance_device_id']}"
+    threads = int(os.environ.get("TRISTAGE_THREADS", "1"))
+    return DeviceProgram.open(folder, device, cuda_graphs=said.get("cuda_graphs") != "0", threads=threads)
+
+
+def table_counters(triton: Any, graph: Runnable) -> Callable[[], None]:
+    """What brings the counts of tables that are not whole on a GPU up to date in Triton's metrics."""
+    budget = getattr(graph, "budget", None)
+    if budget is None or not budget.hot:
+        return lambda: None
+    kind = triton.MetricFamily.COUNTER
+    asked = triton.MetricFamily(
+        name="tristage_table_rows_asked", description="Rows asked of tables that are not whole on the GPU", kind=kind
+    )
+    found = triton.MetricFamily(
+        name="tristage_table_rows_on_gpu", description="Those of them that lay on the GPU", kind=kind
+    )
+    counters = [
+        (table, asked.Metric(labels={"table": str(number)}), found.Metric(labels={"table": str(number)}))
+        for number, table in enumerate(budget.hot)
+    ]
+
+    def update() -> None:
+        for table, its_asked, its_found in counters:
+            its_asked.increment(table.asked - its_asked.value())
+            its_found.increment(table.found - its_found.value())
+
+    return update
 
 
 def check_config(graph: Runnable, config: Mapping[str, Any]) -> None:

@@ -63,10 +63,10 @@ def tune(
     if not batches or min(batches) < 1:
         raise StackError("--batches takes batch sizes of one row at least, such as 1,16,256")
     manifest = read_manifest(repository)
-    if find_target(manifest.target).native:
+    if find_target(manifest.target).native or find_target(manifest.target).torch:
+        who = "Triton's own backends answer" if find_target(manifest.target).native else "the GPU answers"
         raise RepositoryError(
-            f"{repository} was exported for {manifest.target}, where Triton's own backends answer forests; "
-            "there is nothing to choose"
+            f"{repository} was exported for {manifest.target}, where {who} forests; there is nothing to choose"
         )
     check_files(repository, manifest)
     if not read_calls(repository, set(manifest.models.values())):
