@@ -8,19 +8,20 @@ LINKS := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS))
 INSTALL := $(BIN)/uv pip install --quiet --prerelease if-necessary --constraint constraints.txt $(LINKS)
 UV := VIRTUAL_ENV=$(CURDIR)/$(VENV) $(INSTALL)
 MERLIN := .venv-merlin
+KERNELS := .kernels
 MERLIN_UV := VIRTUAL_ENV=$(CURDIR)/$(MERLIN) $(INSTALL)
 # tristage is tested as it is installed, so the checkout must not shadow it
 test: export PYTHONSAFEPATH := 1
 export TF_CPP_MIN_LOG_LEVEL := 3
 
-.PHONY: help demo test containers sanitize check format install merlin clean
+.PHONY: help demo test containers sanitize check format install merlin kernels clean
 help:  ## show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: install  ## train the small stack, export, serve on one core, verify, predict, measure, report
 	$(BIN)/python -m examples.recsys2021.demo
 
-test: install merlin  ## run every test; those of image and compose where a container engine is at hand
+test: install merlin kernels  ## run every test; those of image and compose where a container engine is at hand
 	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
 
 containers: install  ## set a container engine up (Debian, as root), and run only the tests of image and compose
@@ -63,6 +64,13 @@ $(MERLIN)/.tristage: $(MERLIN)/.environment $(SOURCES)
 	$(MERLIN_UV) --no-deps --reinstall-package tristage .
 	touch $@
 
+kernels: $(KERNELS)/.triton  ## bring the language of the GPU's kernel, to interpret and compile it without a GPU
+
+# in a folder of its own: beside TensorFlow in one process, its compiler ends that
+$(KERNELS)/.triton: | $(VENV)/.environment
+	$(UV) --no-deps --target $(KERNELS) triton==3.9.0
+	touch $@
+
 clean:  ## remove the environment, trained artifacts and exported repositories
-	rm -rf $(VENV) $(MERLIN) .cache examples/*/artifacts
+	rm -rf $(VENV) $(MERLIN) $(KERNELS) .cache examples/*/artifacts
 	find model_repository -mindepth 1 ! -name README.md -delete

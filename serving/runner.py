@@ -18,7 +18,11 @@ from tristage.serving.interpreted import Interpreter
 from tristage.serving.program import open_compiled
 from tristage.serving.workflow_file import TRUST, WORKFLOW_FILE, WorkflowFile
 
-__all__ = ["TritonPythonModel"]
+__all__ = ["TABLE_BYTES", "TritonPythonModel"]
+
+TABLE_BYTES = (
+    "TRISTAGE_TABLE_BYTES"  # in the environment: what large tables may take of a GPU; else most of what is free
+)
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -128,8 +132,14 @@ def open_on_device(folder: Path, said: Mapping[str, str], args: Mapping[str, str
     device = said["device"]
     if device == "cuda":
         device = f"cuda:{args['model_instance_device_id']}"
-    threads = int(os.environ.get("TRISTAGE_THREADS", "1"))
-    return DeviceProgram.open(folder, device, cuda_graphs=said.get("cuda_graphs") != "0", threads=threads)
+    threads, memory = os.environ.get("TRISTAGE_THREADS", "1"), os.environ.get(TABLE_BYTES)
+    return DeviceProgram.open(
+        folder,
+        device,
+        cuda_graphs=said.get("cuda_graphs") != "0",
+        memory=None if memory is None else int(memory),
+        threads=int(threads),
+    )
 
 
 def table_counters(triton: Any, graph: Runnable) -> Callable[[], None]:
@@ -138,21 +148,20 @@ def table_counters(triton: Any, graph: Runnable) -> Callable[[], None]:
     if budget is None or not budget.hot:
         return lambda: None
     kind = triton.MetricFamily.COUNTER
-    asked = triton.MetricFamily(
-        name="tristage_table_rows_asked", description="Rows asked of tables that are not whole on the GPU", kind=kind
-    )
-    found = triton.MetricFamily(
-        name="tristage_table_rows_on_gpu", description="Those of them that lay on the GPU", kind=kind
-    )
+    about = {
+        "tristage_table_rows_asked": "Rows asked of tables that are not whole on the GPU",
+        "tristage_table_rows_on_gpu": "Those of them that lay on the GPU",
+    }
+    families = [triton.MetricFamily(name=name, description=text, kind=kind) for name, text in about.items()]
     counters = [
-        (table, asked.Metric(labels={"table": str(number)}), found.Metric(labels={"table": str(number)}))
-        for number, table in enumerate(budget.hot)
+        [family.Metric(labels={"table": str(number)}) for family in families] for number in range(len(budget.hot))
     ]
 
     def update() -> None:
-        for table, its_asked, its_found in counters:
-            its_asked.increment(table.asked - its_asked.value())
-            its_found.increment(table.found - its_found.value())
+        assert families  # they have to outlive their counters
+        for table, (asked, found) in zip(budget.hot, counters, strict=True):
+            asked.increment(table.asked - asked.value())
+            found.increment(table.found - found.value())
 
     return update
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import reduce
 from typing import Any
@@ -43,7 +44,7 @@ _UNARY: dict[str, Unary] = {
     "Relu": torch.relu,
     "Round": torch.round,
     "Sigmoid": torch.sigmoid,
-    "Sign": torch.sign,
+    "Sign": lambda x: torch.where(torch.isnan(x), x, torch.sign(x)),
     "Sin": torch.sin,
     "Softsign": torch.nn.functional.softsign,
     "Sqrt": torch.sqrt,
@@ -214,9 +215,7 @@ def _signed_of(dtype: torch.dtype) -> torch.dtype:
     return {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}.get(dtype, dtype)
 
 
-@operator(
-    "Elu", "LeakyRelu", "HardSigmoid", "Softplus", "Gelu", "Selu", "ThresholdedRelu", "HardSwish", "Mish", "PRelu"
-)
+@operator("Elu", "LeakyRelu", "HardSigmoid", "Softplus", "Gelu", "HardSwish", "Mish", "PRelu")
 def _activation(node: Node) -> Run:
     own: Any = torch.nn.functional
     alpha = node.says.get("alpha")
@@ -231,9 +230,11 @@ def _activation(node: Node) -> Run:
         case "Softplus":
             return lambda x: torch.logaddexp(x, torch.zeros_like(x))
         case "Gelu":
-            return lambda x: own.gelu(x, approximate=node.says.get("approximate", b"none").decode())
+            if node.says.get("approximate", b"none") == b"tanh":
+                return lambda x: own.gelu(x, approximate="tanh")
+            return lambda x: x * 0.5 * (1 + torch.erf(x * math.sqrt(0.5)))
         case "HardSwish":
-            return lambda x: own.hardswish(x)
+            return lambda x: x * (x / 6 + 0.5).clamp(0, 1)
         case "Mish":
             return lambda x: own.mish(x)
         case "PRelu":

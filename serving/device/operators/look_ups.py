@@ -20,11 +20,11 @@ def _gather(node: Node) -> Run:
     def gather(table: torch.Tensor | Table, index: torch.Tensor) -> torch.Tensor:
         if not isinstance(table, torch.Tensor):
             made = table.rows(_within(node, index, len(table)).reshape(-1))
-            return made.reshape(*index.shape, *made.shape[1:])
+            return made.reshape((*index.shape, *made.shape[1:]))
         at = _within(node, index, table.shape[axis])
         made = as_signed(table).index_select(axis, at.reshape(-1))
         before, after = table.shape[: axis % table.dim()], table.shape[axis % table.dim() + 1 :]
-        return like(made.reshape(*before, *index.shape, *after), table)
+        return like(made.reshape((*before, *index.shape, *after)), table)
 
     return gather
 
@@ -66,7 +66,7 @@ def _within(node: Node, index: torch.Tensor, size: int) -> torch.Tensor:
     """Indices, those below 0 counted from the end, as int64; what is out of range is a fault and becomes any row."""
     index = index.to(torch.int64)
     kept = index.clamp(-size, size - 1)
-    if index.device.type != "cpu" or index.numel() > 1:
+    if index.device.type == node.device.type:  # else they are sizes, which stay on the host
         node.faults.add(f"an index of {node.name} is out of range", kept != index)
     return torch.where(kept < 0, kept + size, kept)
 
