@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ from tristage.export.tuning.cli import engines_table, untuned_table
 from tristage.terminal import console, out
 
 if TYPE_CHECKING:
+    from tristage.export.device_parts import DevicePart
     from tristage.export.size.work import Sizes
     from tristage.export.tensors import Tensor
     from tristage.manifest import Manifest
@@ -39,13 +41,17 @@ def inspect(
     manifest = read_manifest(repository)
     sizes = _sizes(repository, manifest)
     tensors = tensors_of(repository, manifest.stack)
+    parts = _device_parts(repository, manifest)
     if as_json:
         document = json.loads((repository / MANIFEST).read_text(encoding="utf-8"))
         counted = {"sizes": None if sizes is None else sizes.document(), "tensors": [asdict(each) for each in tensors]}
+        counted["parts"] = [asdict(each) for each in parts]
         typer.echo(json.dumps(document | counted, indent=1))
         return
     out.print(_models(repository, manifest))
     out.print(_tensors(tensors))
+    if parts:
+        out.print(_parts(parts))
     if manifest.choices:
         out.print(_choices(manifest))
     if sizes is not None:
@@ -93,6 +99,26 @@ def _tensors(tensors: list[Tensor]) -> Table:
         ways.setdefault(way, []).append(each)
     for way, its in ways.items():
         table.add_row(its[0].name if len(its) == 1 else f"{len(its)}, such as {its[0].name}", *way)
+    return table
+
+
+def _device_parts(repository: Path, manifest: Manifest) -> list[DevicePart]:
+    """Where parts are computed; none, with a note, where torch is not installed."""
+    from tristage.export.device_parts import device_parts
+
+    try:
+        return device_parts(repository, manifest.stack)
+    except ModuleNotFoundError as error:
+        console.print(f"[yellow]note:[/] where parts are computed is not shown: {error.name} is not installed")
+        return []
+
+
+def _parts(parts: list[DevicePart]) -> Table:
+    """Parts that follow each other on one device, for one reason, are one line."""
+    table = Table("computed on", "parts", "why", title="a request's way, in order")
+    for (device, why), its in groupby(parts, lambda part: (part.device, part.why)):
+        names = [part.name for part in its]
+        table.add_row(device, ", ".join(dict.fromkeys(names)), why)
     return table
 
 

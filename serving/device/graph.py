@@ -45,6 +45,7 @@ class DeviceGraph:
     """An opened graph.
 
     Attributes:
+        name: what people call it.
         given: what it is given, by its own names.
         outputs: what it makes.
         steps: its nodes, in order.
@@ -52,6 +53,7 @@ class DeviceGraph:
         sizes: those of them that may be sizes, on the host.
     """
 
+    name: str
     given: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     steps: tuple[Step, ...]
@@ -61,6 +63,7 @@ class DeviceGraph:
     @classmethod
     def of(
         cls,
+        name: str,
         model: onnx.ModelProto,
         folder: Path,
         device: torch.device,
@@ -70,6 +73,7 @@ class DeviceGraph:
         """Bring a graph to a device.
 
         Args:
+            name: what people call it.
             model: the graph.
             folder: where its external data lies.
             device: where it is computed.
@@ -99,7 +103,7 @@ class DeviceGraph:
         nodes = [_node(node, opsets, device, faults) for node in computed]
         makes = tuple(value.name for value in graph.output)
         steps = tuple(_steps(nodes, makes, constants, sizes))
-        return cls(tuple(map(_tensor, graph.input)), tuple(map(_tensor, graph.output)), steps, constants, sizes)
+        return cls(name, tuple(map(_tensor, graph.input)), tuple(map(_tensor, graph.output)), steps, constants, sizes)
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:

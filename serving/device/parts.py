@@ -31,6 +31,10 @@ class DevicePart(Sided, Protocol):
     """What computes tensors of tensors on a device."""
 
     @property
+    def name(self) -> str:
+        """What people call it."""
+
+    @property
     def reads(self) -> tuple[str, ...]:
         """The tensors that it reads; of a text's fingerprint, where `inputs` names the text, the fingerprint."""
 
@@ -44,6 +48,11 @@ class AskedForest:
 
     call: ForestCall
     forest: DeviceForest
+
+    @property
+    def name(self) -> str:
+        """The step's."""
+        return self.call.step
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -74,10 +83,12 @@ class HostPart:
     """A part that the host computes.
 
     Attributes:
+        name: what people call it.
         part: what computes it.
         why: why the device does not.
     """
 
+    name: str
     part: OpenPart
     why: str
 
@@ -128,31 +139,35 @@ class Place:
                     packed = [choice.file for choice in part.engines if choice.engine == _ENGINE]
                     if packed:
                         return [AskedForest(part, DeviceForest.open(self.folder / packed[-1], self.device))]
-                    return [self._host(part, f"the forest of {part.step} is not packed for tristage's engine")]
+                    return [self._host(part.step, part, "it is not packed for tristage's engine")]
                 case CandidatesCall():
                     inner = self.open_program(self.folder / part.candidates)
                     return [
-                        HostPart(Candidates(inner, part), f"the candidates of {part.step} are laid out by the host")
+                        HostPart(
+                            part.step,
+                            Candidates(inner, part),
+                            "candidates are laid out by the host, which asks the GPU about them",
+                        )
                     ]
         except ForestError as error:
             raise GraphError(str(error)) from error
-        return [self._host(part, f"{part.step} is asked on the host")]
+        return [self._host(part.step, part, "indexes, tables and stores of features are asked on the host")]
 
     def _graph(self, file: str, part: str | ColumnsCall) -> list[DevicePart | HostPart]:
         model = read_graph(self.folder / file)
         try:
-            return [DeviceGraph.of(model, self.folder, self.device, self.budget.place, self.faults)]
+            return [DeviceGraph.of(file, model, self.folder, self.device, self.budget.place, self.faults)]
         except Unsupported as error:
             why = str(error)
         try:
             cut = cut_texts(model)
             if cut is not None:
                 texts, rest = cut
-                computed = DeviceGraph.of(rest, self.folder, self.device, self.budget.place, self.faults)
-                return [HostPart(open_model(texts, self.threads), why), computed]
+                computed = DeviceGraph.of(file, rest, self.folder, self.device, self.budget.place, self.faults)
+                return [HostPart(f"texts of {file}", open_model(texts, self.threads), why), computed]
         except Unsupported as error:
             why = str(error)
-        return [self._host(part, why)]
+        return [self._host(file, part, why)]
 
-    def _host(self, part: Part, why: str) -> HostPart:
-        return HostPart(open_part(self.folder, part, self.threads), why)
+    def _host(self, name: str, part: Part, why: str) -> HostPart:
+        return HostPart(name, open_part(self.folder, part, self.threads), why)

@@ -7,8 +7,10 @@ answers leave it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,23 @@ __all__ = ["DeviceProgram", "memory_of"]
 
 Tensors = dict[str, NDArray[Any]]
 
+_AT_ONCE = 16_384  # rows of a large call that go together: texts of the next are read while the device computes
 _SHARE = 0.6  # of a GPU's free memory that large tables may take; the rest is for what is computed
+
+
+@dataclass(frozen=True)
+class Begun:
+    """Answers that were asked for.
+
+    Attributes:
+        host: those that the host has.
+        device: those that the device has, or will have.
+        looked: what may be wrong in rows.
+    """
+
+    host: Tensors
+    device: Mapping[str, torch.Tensor]
+    looked: tuple[Made, ...]
 
 
 @dataclass(frozen=True)
@@ -108,33 +126,81 @@ class DeviceProgram:
                 raise GraphError(f"input {tensor.name} must be {tensor.dtype}, not {known[tensor.name].dtype}")
         if not any(map(len, known.values())):
             return {tensor.name: np.empty((0, tensor.width), tensor.dtype) for tensor in self.outputs}
+        rows = max(map(len, known.values()))
         with torch.inference_mode():
-            return self._run(known)
+            begun = [
+                self._begin({name: array[start : start + _AT_ONCE] for name, array in known.items()})
+                for start in range(0, rows, _AT_ONCE)
+            ]
+            ended = list(map(self._end, begun))
+        if len(ended) == 1:
+            return ended[0]
+        return {tensor.name: np.concatenate([part[tensor.name] for part in ended]) for tensor in self.outputs}
 
-    def _run(self, host: Tensors) -> Tensors:
+    def times(
+        self, tensors: Mapping[str, NDArray[Any]], clock: Callable[[Callable[[], Any]], float]
+    ) -> dict[str, float]:
+        """Seconds of every part by itself, in order; one that is there twice has a number.
+
+        Args:
+            tensors: as `run` takes them, of one row at least.
+            clock: runs a function some times and answers the seconds of once.
+        """
+        host, device, found = dict(tensors), dict[str, torch.Tensor](), dict[str, float]()
+        with torch.inference_mode():
+            for stage in self.stages:
+                if isinstance(stage, HostPart):
+                    its = {tensor.name: self._on_host(tensor.name, host, device) for tensor in stage.inputs}
+                    for _ in range(2):  # the second time nothing is new to it
+                        began = time.perf_counter()
+                        host.update(stage.part.run(its))
+                        took = time.perf_counter() - began
+                    found[_unused(stage.name, found)] = took
+                    continue
+                for name in stage.reads:
+                    device[name] = self._on_device(name, host, device)
+                for part in stage.parts:
+                    found[_unused(part.name, found)] = clock(partial(part.run, device))
+                    device.update(part.run(device))
+                stage.faults.take()
+        return found
+
+    def _begin(self, host: Tensors) -> Begun:
+        """Ask for answers; where no part is the host's but the first, nothing waits for the device."""
         device: dict[str, torch.Tensor] = {}
         looked: list[Made] = []
         for stage in self.stages:
             if isinstance(stage, Stretch):
                 for name in stage.reads:
-                    if name not in device:
-                        array = derive(name, host) if name.startswith(DERIVED) else host[name]
-                        device[name] = self._put(array)
+                    device[name] = self._on_device(name, host, device)
                 looked.append(stage.run(device))
                 device.update(looked[-1].tensors)
                 continue
             for tensor in stage.inputs:
-                if tensor.name not in host:
-                    host[tensor.name] = device[tensor.name].cpu().numpy()
+                host[tensor.name] = self._on_host(tensor.name, host, device)
             host.update(stage.part.run(host))
-        answers = {
-            name: device[tensor].cpu().numpy() if tensor in device else host[tensor]
-            for name, tensor in self.named.items()
-        }
-        wrong = sorted(set().union(*map(_wrong, looked)))
+        answers = set(self.named.values())
+        return Begun(
+            {name: array for name, array in host.items() if name in answers},
+            {name: tensor for name, tensor in device.items() if name in answers},
+            tuple(looked),
+        )
+
+    def _end(self, begun: Begun) -> Tensors:
+        """Wait for answers, and for what was wrong in their rows."""
+        answers = {name: self._on_host(tensor, begun.host, begun.device) for name, tensor in self.named.items()}
+        wrong = sorted(set[str]().union(*map(_wrong, begun.looked)))
         if wrong:
             raise GraphError(f"the graph cannot be evaluated: {'; '.join(wrong)}")
         return answers
+
+    def _on_host(self, name: str, host: Tensors, device: Mapping[str, torch.Tensor]) -> NDArray[Any]:
+        return host[name] if name in host else device[name].cpu().numpy()
+
+    def _on_device(self, name: str, host: Tensors, device: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        if name in device:
+            return device[name]
+        return self._put(derive(name, host) if name.startswith(DERIVED) else host[name])
 
     def _put(self, array: NDArray[Any]) -> torch.Tensor:
         """Bring an array to the device; on its way to a GPU through pinned memory, which needs no waiting for."""
@@ -150,6 +216,11 @@ def memory_of(device: torch.device) -> int:
         return 1 << 62
     free, _ = torch.cuda.mem_get_info(device)
     return int(free * _SHARE)
+
+
+def _unused(name: str, taken: Mapping[str, Any]) -> str:
+    others = sum(each == name or each.startswith(f"{name}, ") for each in taken)
+    return f"{name}, {others + 1}" if others else name
 
 
 def _wrong(made: Made) -> set[str]:

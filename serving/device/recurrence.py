@@ -100,6 +100,11 @@ class DeviceRecurrence:
         )
 
     @property
+    def name(self) -> str:
+        """What people call it."""
+        return f"{'LSTM' if self.kind == _LSTM else 'GRU'} of {self.width}"
+
+    @property
     def inputs(self) -> tuple[Tensor, ...]:
         """Ids or projected inputs, and the mask."""
         kind, dtype = ("TYPE_FP32", np.float32) if self.table is None else ("TYPE_INT64", np.int64)

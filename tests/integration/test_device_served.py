@@ -84,6 +84,9 @@ def test_one_model_on_the_gpu(stack: Stack, tmp_path: Path, cli: Callable[..., A
     assert {tensor["device"] for tensor in shown["tensors"] if tensor["made_by"] == "gpu_fused"} == {"GPU"}
     text = " ".join(cli("inspect", made.path).out.split())
     assert "torch has the GPU" in text
+    assert {part["device"] for part in shown["parts"]} == {"GPU"}
+    assert "trees" in [part["name"] for part in shown["parts"]]
+    assert "a request's way, in order" in text
     with pytest.raises(RepositoryError, match="the GPU answers forests"):
         tune(made.path)
     if not torch.cuda.is_available():

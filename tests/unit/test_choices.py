@@ -64,7 +64,7 @@ def test_every_setting_is_chosen_and_explained(make: Any, target: str) -> None:
     chosen = choose(make(), 1024, TARGETS[target], TritonSettings())
     assert {choice.setting for choice in chosen.choices} == SETTINGS
     assert all(choice.value and choice.why for choice in chosen.choices)
-    assert chosen.gpu == (target == "ngc-gpu" and make is not look_ups)
+    assert chosen.gpu == (target == "pip-gpu" or (target == "ngc-gpu" and make is not look_ups))
     assert (chosen.instances, chosen.preferred_batch, chosen.queue_delay_us, chosen.max_queue) == (1, (), 0, None)
 
 
@@ -74,6 +74,7 @@ def test_warm_up_by_device() -> None:
     assert choose(graph(), 1, TARGETS["ngc-gpu"], TritonSettings()).warmup == (1,)
     assert choose(look_ups(), 1000, TARGETS["ngc-gpu"], TritonSettings()).warmup == ()
     assert choose(graph(), 1000, TARGETS["pip-cpu"], TritonSettings()).warmup == ()
+    assert choose(look_ups(), 300, TARGETS["pip-gpu"], TritonSettings()).warmup == (1, 4, 16, 64, 256, 300)
 
 
 def test_what_is_said_is_written() -> None:

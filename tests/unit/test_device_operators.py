@@ -58,7 +58,7 @@ def both(model: onnx.ModelProto, arrays: list[Any]) -> tuple[list[Any], list[Any
             helper.make_tensor_value_info(value.name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
         )
     faults = Faults()
-    graph = DeviceGraph.of(model, Path(), CPU, Budget(CPU, 1 << 40).place, faults)
+    graph = DeviceGraph.of("one", model, Path(), CPU, Budget(CPU, 1 << 40).place, faults)
     made = graph.run({name: torch.from_numpy(array.copy()) for name, array in feed.items()})
     _, flags = faults.take()
     assert flags is None or not flags.any()
@@ -239,7 +239,7 @@ def test_an_index_out_of_range_is_a_fault_of_its_row() -> None:
         model = model_of("Gather", [np.array([[index]])], {0: table}, 1, "", {})
         model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y0", TensorProto.FLOAT, ["rows", 1]))
         faults = Faults()
-        graph = DeviceGraph.of(model, Path(), CPU, Budget(CPU, 0).place, faults)
+        graph = DeviceGraph.of("one", model, Path(), CPU, Budget(CPU, 0).place, faults)
         graph.run({"x1": torch.tensor([[index], [0]])})
         (what,), flags = faults.take()
         assert flags is not None
@@ -260,4 +260,4 @@ def test_what_a_device_does_not_compute_is_said(op: str, attributes: dict[str, A
     constants = {1: np.int64(1)} if op == "CumSum" else {}
     model = model_of(op, [FEW], constants, 1, "", attributes)
     with pytest.raises(Unsupported, match=why):
-        DeviceGraph.of(model, Path(), CPU, Budget(CPU, 0).place, Faults())
+        DeviceGraph.of("one", model, Path(), CPU, Budget(CPU, 0).place, Faults())

@@ -126,7 +126,7 @@ def mixed_graph() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
-def test_texts_stay_on_the_host_and_all_else_does_not(tmp_path: Path) -> None:
+def test_texts_stay_on_the_host_and_all_else_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     onnx.save(mixed_graph(), tmp_path / "graph.onnx")
     program = DeviceProgram.open(tmp_path, "cpu")
     host, device = program.stages
@@ -141,6 +141,9 @@ def test_texts_stay_on_the_host_and_all_else_does_not(tmp_path: Path) -> None:
         for name, array in expected.items():
             assert made[name].dtype == array.dtype
             np.testing.assert_array_equal(made[name], array[:rows])
+    monkeypatch.setattr("tristage.serving.device.program._AT_ONCE", 2)
+    for name, array in expected.items():  # in turns
+        np.testing.assert_array_equal(program.run(given)[name], array)
     assert {t.name: t.triton_type for t in program.inputs} == {"text": "TYPE_STRING", "x": "TYPE_FP32"}
     with pytest.raises(GraphError, match="input x is missing"):
         program.run({"text": given["text"]})
