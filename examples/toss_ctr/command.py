@@ -37,18 +37,20 @@ def tables(ensemble: Ensemble, served: Sequence[Served]) -> list[Table]:
     good.add_section()
     good.add_row("held rows, in training", *_cells(served[0].offline))
     good.add_row("held rows, served", *_cells(served[0].scores))
-    cost = Table(title="toss_ctr, ms/example on one CPU core", title_style="bold")
-    for heading in ("served", "layout"):
-        cost.add_column(heading, no_wrap=True)
-    for heading in ("workflows", "models", "look-ups", *(f"batch {batch}" for batch in BATCHES)):
-        cost.add_column(heading, justify="right")
-    cost.add_column("of it preprocessing", justify="right")
-    cost.add_column("furthest off", justify="right")
+    furthest = max(its.difference for its in served)
+    cost = Table(
+        title="toss_ctr, ms/example on one CPU core",
+        title_style="bold",
+        caption=f"no answer is further than {furthest:.1e} from the training libraries'",
+    )
+    cost.add_column("served")
+    for heading in ("workflows + models", "look-ups", *(f"batch {batch}" for batch in BATCHES), "of it preprocessing"):
+        cost.add_column(heading, justify="right", min_width=11 if heading.startswith("of it") else 7)
     for its in served:
         figures = [_shown(its.ms_per_example.get(batch)) for batch in BATCHES]
         parts = " ".join(_shown(its.preprocessing.get(batch)) for batch in BATCHES).strip()
-        counts = (its.workflows, its.models, its.look_ups)
-        cost.add_row(its.way, its.layout, *map(str, counts), *figures, parts, f"{its.difference:.1e}")
+        counts = (f"{its.workflows} + {its.models}", str(its.look_ups))
+        cost.add_row(f"{its.way}, {its.layout}", *counts, *figures, parts)
     return [good, cost]
 
 
