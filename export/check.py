@@ -23,6 +23,7 @@ from tristage.export.place import Checkpoint, PlacedModel, Placement
 from tristage.export.reference import answer_step, output_answers, read_feeds, reference_answers
 from tristage.export.repository import save_model
 from tristage.export.retrieval import Retrieval
+from tristage.export.top_k import TopK
 from tristage.serving.graph import GraphError, Runnable, Tensor
 from tristage.serving.interpreted import Interpreter
 from tristage.serving.runner import open_folder
@@ -147,7 +148,7 @@ def check_parity(
             body = steps[step].body
             _check_edge(steps[step], model, tensors, served, frame, off, tolerance)
             edge |= off
-            moved |= off & isinstance(body, (Retrieval, Candidates))
+            moved |= off & isinstance(body, (TopK, Retrieval, Candidates))
             if isinstance(body, Candidates):
                 inside |= off
                 allowed = max(allowed, min(_MAX_LEFT_OUT, most * body.count))

@@ -14,13 +14,13 @@ import onnx
 
 from tristage.columns import Column
 from tristage.errors import ArtifactError, StackError
+from tristage.export.combine import MARGIN, lower_mean, lower_top_k
 from tristage.export.feature_source import open_for_export
 from tristage.export.feature_tables import lower_table, one_id
 from tristage.export.features import IDS, find_table
 from tristage.export.forest import read_forests
 from tristage.export.forest.read import find_forests
 from tristage.export.lowered import Feed, LoweredStack, LoweredStep, Source, Workflow
-from tristage.export.mean import Mean
 from tristage.export.nested import nest, within
 from tristage.export.net import Net, read_net
 from tristage.export.net.backends import check_backend, write_native
@@ -48,12 +48,11 @@ from tristage.stack import (
     NetStep,
     RetrieveStep,
     Stack,
+    TopKStep,
     WorkflowStep,
 )
 
 __all__ = ["lower", "narrowed"]
-
-_MARGIN = "_margin"  # how the names of columns end that hold logits beside predictions
 
 
 def lower(
@@ -100,7 +99,9 @@ def lower(
             case NetStep():
                 steps[name] = _lower_net(name, step, stack, reader, tables, native)
             case MeanStep():
-                steps[name] = _lower_mean(name, step, reader)
+                steps[name] = lower_mean(name, step, reader)
+            case TopKStep():
+                steps[name] = lower_top_k(name, step, reader)
             case RetrieveStep():
                 steps[name] = _lower_retrieval(name, step, reader, tables)
             case FeaturesStep(features=FeatureSource()):
@@ -158,7 +159,7 @@ def _find_artifacts(stack: Stack, trust: bool, native: bool) -> None:
             case CandidatesStep(stack=inner):
                 with within(name):
                     _find_artifacts(inner, trust, native)
-            case MeanStep():
+            case MeanStep() | TopKStep():
                 pass
 
 
@@ -234,9 +235,7 @@ def _lower_forest(name: str, step: ForestStep, stack: Stack, reader: Reader, tru
     made = [target for target in forests.targets if target is not None] or score_names(first.outputs, stack.targets)
     if forests.margins:
         count = forests.width - forests.outputs
-        made += (
-            [f"{column}{_MARGIN}" for column in made] if count == len(made) else [f"margin{n}" for n in range(count)]
-        )
+        made += [f"{column}{MARGIN}" for column in made] if count == len(made) else [f"margin{n}" for n in range(count)]
     return LoweredStep(name, forests, tuple(feeds), tuple(Column(column, "float32") for column in made))
 
 
@@ -349,35 +348,3 @@ def _lower_retrieval(name: str, step: RetrieveStep, reader: Reader, tables: Path
             step=name,
         )
     return LoweredStep(name, body, (Feed(QUERY, tuple(sources), "float32"),), body.columns)
-
-
-def _lower_mean(name: str, step: MeanStep, reader: Reader) -> LoweredStep:
-    references = step.references()
-    groups = [reader.many([reference]) for reference in references]
-    if step.average == "margins":
-        groups = [_margins(name, reference, its) for reference, its in zip(references, groups, strict=True)]
-    names = [[source.column.name for source in sources] for sources in groups]
-    for reference, other in zip(references, names, strict=True):
-        if sorted(other) != sorted(names[0]):
-            raise StackError(
-                f"step {name} averages {references[0]} ({some(names[0])}) with {reference} ({some(other)})", step=name
-            )
-    feeds = []
-    for number, sources in enumerate(groups):
-        by_name = {source.column.name: source for source in sources}
-        feeds.append(Feed(f"of{number}", tuple(by_name[column] for column in names[0]), "float32"))
-    body = Mean(step.shares(), step.average, step.temperature, step.bias)
-    made = [column.removesuffix(_MARGIN) for column in names[0]] if step.average == "margins" else names[0]
-    return LoweredStep(name, body, tuple(feeds), tuple(Column(column, "float32") for column in made))
-
-
-def _margins(name: str, reference: str, sources: Sequence[Source]) -> list[Source]:
-    """Those of a mean's columns that are margins."""
-    margins = [source for source in sources if source.column.name.endswith(_MARGIN)]
-    if not margins:
-        raise StackError(
-            f"step {name} averages margins, and {reference} has none ({some([its.column.name for its in sources])}); "
-            f"give a forest margins: true, or have the net answer its logits too, by the name of <target>{_MARGIN}",
-            step=name,
-        )
-    return margins

@@ -15,6 +15,7 @@ from tristage.export.forest import ForestSet
 from tristage.export.mean import Mean
 from tristage.export.net import Net
 from tristage.export.retrieval import Retrieval
+from tristage.export.top_k import TopK
 from tristage.export.workflow import CompiledWorkflow, InterpretedWorkflow
 from tristage.stack import Stack
 
@@ -70,7 +71,7 @@ class Workflow:
     served: CompiledWorkflow | InterpretedWorkflow
 
 
-Body = Workflow | ForestSet | Net | Mean | Retrieval | Candidates | Features | Sourced
+Body = Workflow | ForestSet | Net | Mean | TopK | Retrieval | Candidates | Features | Sourced
 
 
 @dataclass(frozen=True)

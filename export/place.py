@@ -28,6 +28,7 @@ from tristage.export.net import Net
 from tristage.export.net.native import NativeNet
 from tristage.export.onnx_graph import ENGINE_DOMAIN, GraphBuilder
 from tristage.export.retrieval import Retrieval
+from tristage.export.top_k import TopK
 from tristage.export.workflow import InterpretedWorkflow
 from tristage.export.workflow.values import pack
 from tristage.fingerprint import DERIVED
@@ -298,7 +299,7 @@ def _graph(
                 positions = {str(g) if text else int(str(g)): number for number, g in enumerate(forests.groups)}
                 group = graph.label_encode(feeds["group"], positions, -1)
             answers = _forests(graph, feeds["rows"], forests, group, tables, step.name, native)
-        case Net() | Retrieval() | Candidates() | Features() | Sourced() as body:
+        case Net() | TopK() | Retrieval() | Candidates() | Features() | Sourced() as body:
             made = graph.embed(body.model, feeds) if isinstance(body, Net) else body.lower(graph, feeds, step.name)
             return graph.model(
                 _emitted(

@@ -20,6 +20,7 @@ from tristage.export.lowered import Feed, LoweredStack, LoweredStep, Source, Wor
 from tristage.export.mean import Mean
 from tristage.export.net import Net
 from tristage.export.retrieval import Retrieval
+from tristage.export.top_k import TopK
 from tristage.serving.nvtabular import TransformFailed, at_serving_time, cut_lists, transform, values
 
 __all__ = ["answer_step", "output_answers", "read_feeds", "reference_answers"]
@@ -71,7 +72,7 @@ def answer_step(
     match step.body:
         case ForestSet() as forests:
             result = _forests(forests, feeds["rows"], feeds.get("group"))
-        case Net() | Retrieval() | Candidates() | Features() | Sourced() as body:
+        case Net() | TopK() | Retrieval() | Candidates() | Features() | Sourced() as body:
             parts = [
                 body.predict({name: values[start : start + _CHUNK] for name, values in feeds.items()})
                 for start in range(0, len(frame), _CHUNK)

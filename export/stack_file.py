@@ -19,6 +19,7 @@ from tristage.stack import (
     RetrieveStep,
     Stack,
     Step,
+    TopKStep,
     WorkflowStep,
 )
 from tristage.triton_settings import TritonSettings
@@ -167,6 +168,20 @@ def _mean(name: str, raw: Mapping[str, Any], here: Path) -> Step:
         raise StackError(f"{where}: {error}", step=name) from None
 
 
+def _top(name: str, raw: Mapping[str, Any], here: Path) -> Step:
+    where = f"step {name}"
+    carry = _mapping(raw.get("carry") or {}, f"carry of {where} (name: columns)")
+    try:
+        return TopKStep(
+            _texts(raw["top"], f"top of {where}"),
+            _need(raw, "k", where),
+            {str(what): _texts(columns, f"carry.{what} of {where}") for what, columns in carry.items()},
+            _texts(raw["mask"], f"mask of {where}") if "mask" in raw else None,
+        )
+    except StackError as error:
+        raise StackError(str(error) if where in str(error) else f"{where}: {error}", step=name) from None
+
+
 def _retrieve(name: str, raw: Mapping[str, Any], here: Path) -> Step:
     where = f"step {name}"
     try:
@@ -220,6 +235,7 @@ _STEPS: Mapping[str, tuple[tuple[str, ...], Callable[[str, Mapping[str, Any], Pa
     "forest": (("reads", "group", "average", "margins"), _forest),
     "net": (("reads", "rewrites", "examples", "backend", "weights"), _net),
     "mean": (("weights", "average", "temperature", "bias"), _mean),
+    "top": (("k", "carry", "mask"), _top),
     "index": (("reads", "k"), _retrieve),
     "stack": (("each", "shared"), _candidates),
     "features": (("key", "ids"), _features),

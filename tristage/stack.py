@@ -27,6 +27,7 @@ from tristage.steps import (
     NetStep,
     RetrieveStep,
     Step,
+    TopKStep,
     WorkflowStep,
     names_of,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "RetrieveStep",
     "Stack",
     "Step",
+    "TopKStep",
     "WorkflowStep",
     "split_reference",
 ]

@@ -193,6 +193,44 @@ class MeanStep:
 
 
 @dataclass(frozen=True)
+class TopKStep:
+    """The best of a row's candidates: the k highest scores, highest first, and what else is known of those candidates.
+
+    Its columns are `score0`, `score1`, ... (float32) and those of `carry`, numbered as well: `item0`, `item1`, ... of
+    `item`, int64 where all its columns are whole numbers, else float32. With a `k` of 1 they are `score` and `item`.
+    Of equal scores the earlier candidate's is the higher. A candidate whose score is NaN, or that the mask leaves out,
+    is never taken; where fewer than k are left, scores and floats are NaN, and whole numbers -1.
+
+    Attributes:
+        top: the columns of scores, one for each candidate.
+        k: how many are taken.
+        carry: name -> the columns that hold it, one for each candidate in the order of `top`.
+        mask: columns, one for each candidate: 0 or false leaves it out. None: all may be taken.
+    """
+
+    top: tuple[str, ...]
+    k: int
+    carry: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    mask: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "top", names_of(self.top))
+        carry = {name: names_of(references) for name, references in self.carry.items()}
+        object.__setattr__(self, "carry", MappingProxyType(carry))
+        if self.mask is not None:
+            object.__setattr__(self, "mask", names_of(self.mask))
+        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
+            raise StackError(f"k is {self.k!r}; give how many candidates are taken, at least 1")
+        odd = [name for name in self.carry if not name.isidentifier() or name == "score"]
+        if odd:
+            raise StackError(f"carry names {odd[0]!r}; give a name of letters and digits, other than score")
+
+    def references(self) -> tuple[str, ...]:
+        """Everything the step reads."""
+        return (*self.top, *(name for names in self.carry.values() for name in names), *(self.mask or ()))
+
+
+@dataclass(frozen=True)
 class RetrieveStep:
     """The nearest neighbours of a row among the vectors of a Faiss index, as Faiss itself finds them.
 
@@ -319,7 +357,7 @@ class FeaturesStep:
         return self.ids or self.key.rpartition(".")[2]
 
 
-Step = WorkflowStep | ForestStep | NetStep | MeanStep | RetrieveStep | CandidatesStep | FeaturesStep
+Step = WorkflowStep | ForestStep | NetStep | MeanStep | TopKStep | RetrieveStep | CandidatesStep | FeaturesStep
 
 
 def names_of(names: str | Iterable[str]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from tristage.serving import serve
 
 faiss = pytest.importorskip("faiss")
 
-WIDTH, ITEMS, NEAR = 4, 50, 6
+WIDTH, ITEMS, NEAR, BEST = 4, 50, 6, 3
 STACK = f"""\
 name: stages
 golden: golden.parquet
@@ -25,7 +25,8 @@ inputs: {{vector: {{max_length: {WIDTH}, pad: 0.0}}}}
 steps:
   near: {{index: items.faiss, reads: vector, k: {NEAR}}}
   scored: {{stack: scoring/stack.yaml, each: {{item: near.item*, score: near.score*}}, shared: {{age: age}}}}
-outputs: {{items: near.item*, clicks: scored.click*}}
+  best: {{top: scored.click*, k: {BEST}, carry: {{item: near.item*, near: near.score*}}}}
+outputs: {{items: near.item*, clicks: scored.click*, best: best.item*, near: best.near*}}
 """
 SCORING = """\
 name: scoring
@@ -83,4 +84,9 @@ def test_served(tmp_path: Path, cli: Callable[..., Any], layout: str) -> None:
             clicks = booster.inplace_predict(features).reshape(-1, NEAR)
             for answers in (together, alone):
                 np.testing.assert_array_equal(np.stack(list(answers["items"])), items)
-                np.testing.assert_allclose(np.stack(list(answers["clicks"])), clicks, atol=1e-6)
+                made = np.stack(list(answers["clicks"]))
+                np.testing.assert_allclose(made, clicks, atol=1e-6)
+                order = np.argsort(-made, axis=1, kind="stable")[:, :BEST]
+                np.testing.assert_array_equal(np.stack(list(answers["best"])), np.take_along_axis(items, order, 1))
+                near = np.take_along_axis(scores, order, 1)
+                np.testing.assert_allclose(np.stack(list(answers["near"])), near, rtol=1e-6)
