@@ -96,6 +96,8 @@ class DeviceProgram:
         try:
             where = torch.device(device)
             torch.empty(1, device=where)
+            if where.type == "cuda" and where.index is not None:
+                torch.cuda.set_device(where)  # kernels run on the current one
         except (RuntimeError, AssertionError) as error:
             raise GraphError(f"there is no device {device} here: {error}") from error
         said = ProgramFile(("graph.onnx",), {})
