@@ -20,7 +20,7 @@ from tristage.export import export
 from tristage.export.feature_tables import go_back, replace_table
 from tristage.export.lower import lower
 from tristage.serving import serve
-from tristage.stack import FeaturesStep, MeanStep, Stack
+from tristage.stack import CandidatesStep, FeaturesStep, ListInput, MeanStep, Stack
 
 COUNT = 20_000
 ASKED = np.arange(-5, COUNT + 5, 97)
@@ -113,6 +113,45 @@ def test_no_request_fails_and_none_mixes_tables(layout: str, tmp_path: Path, cli
         with Asking(server.http_url, tables) as asking:
             asking.wait_for("1")
         assert set(asking.found) == {"1"}
+
+
+def test_a_table_that_candidates_are_looked_up_in(tmp_path: Path) -> None:
+    """One user, many items, whose features are exchanged while they are served."""
+    tables = [table(seed).rename(columns={"user": "item"}) for seed in range(2)]
+    draw = np.random.default_rng(0)
+    rows = pd.DataFrame({"items": list(draw.integers(-5, COUNT + 5, (30, 4)))})
+    rows.to_parquet(tmp_path / "golden.parquet")
+    inner = Stack(
+        "scoring",
+        {"facts": FeaturesStep(tables[0], "item"), "same": MeanStep(("facts",))},
+        {"a": "same.a", "b": "same.b"},
+    )
+    stack = Stack(
+        "outer",
+        {"each": CandidatesStep(inner, {"item": "items"})},
+        {"a": "each.a*"},
+        inputs={"items": ListInput(4)},
+        golden=tmp_path / "golden.parquet",
+    )
+    repository = export(stack, tmp_path / "models", layout="fused").path
+    items = np.stack(rows["items"].to_list())
+    with serve(repository, http_port=0, grpc_port=0, metrics_port=0) as server, Client(server.grpc_url) as client:
+
+        def near(features: pd.DataFrame) -> bool:
+            made = np.stack(list(client.predict(rows)["a"]))
+            wanted = features.set_index("item")["a"].reindex(items.ravel()).to_numpy().reshape(items.shape)
+            return np.allclose(made, wanted, rtol=1e-6, equal_nan=True)
+
+        assert near(tables[0])
+        replace_table(repository, "facts", tables[1], partial(lower))
+        deadline = time.monotonic() + 60
+        while not near(tables[1]):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        go_back(repository, "facts")
+        while not near(tables[0]):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 def test_the_command_says_what_is_there_and_what_is_wrong(tmp_path: Path, cli: Callable[..., Any]) -> None:
