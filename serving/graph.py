@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +13,18 @@ from numpy.typing import NDArray
 
 from tristage.fingerprint import DERIVED, fingerprints
 
-__all__ = ["Graph", "GraphError", "Runnable", "Tensor", "asked", "decode", "derive", "not_utf8", "triton_type"]
+__all__ = [
+    "Graph",
+    "GraphError",
+    "Runnable",
+    "Tensor",
+    "asked",
+    "decode",
+    "derive",
+    "given_to",
+    "not_utf8",
+    "triton_type",
+]
 
 # ONNX Runtime's name of an element type -> (Triton's name in configurations, numpy's)
 _TYPES = {
@@ -131,14 +142,7 @@ class Graph:
         Raises:
             GraphError: an input is missing or has another dtype, or the evaluation fails.
         """
-        feed = {}
-        for tensor in self.inputs:
-            if tensor.name not in tensors:
-                raise GraphError(f"input {tensor.name} is missing")
-            array = tensors[tensor.name]
-            if array.dtype != tensor.dtype:
-                raise GraphError(f"input {tensor.name} must be {tensor.dtype}, not {array.dtype}")
-            feed[tensor.name] = array
+        feed = given_to(self.inputs, tensors)
         if feed and not any(map(len, feed.values())):
             # ONNX Runtime's GRU ends the process when it is given no rows
             return {tensor.name: np.empty((0, tensor.width), tensor.dtype) for tensor in self.outputs}
@@ -148,6 +152,16 @@ class Graph:
         except Exception as error:
             raise GraphError(f"the graph cannot be evaluated: {error}") from error
         return {tensor.name: answer for tensor, answer in zip(self.outputs, answers, strict=True)}
+
+
+def given_to(inputs: Sequence[Tensor], tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """What is given for inputs; raises GraphError where one is missing or has another dtype."""
+    for tensor in inputs:
+        if tensor.name not in tensors:
+            raise GraphError(f"input {tensor.name} is missing")
+        if tensors[tensor.name].dtype != tensor.dtype:
+            raise GraphError(f"input {tensor.name} must be {tensor.dtype}, not {tensors[tensor.name].dtype}")
+    return {tensor.name: tensors[tensor.name] for tensor in inputs}
 
 
 def _tensor(argument: Any) -> Tensor:

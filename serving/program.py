@@ -19,7 +19,7 @@ from tristage.serving.columns import available
 from tristage.serving.columns.call import Columns
 from tristage.serving.features import Features
 from tristage.serving.forest import ForestError, OpenForest, open_forest
-from tristage.serving.graph import Graph, GraphError, Tensor
+from tristage.serving.graph import Graph, GraphError, Tensor, given_to
 from tristage.serving.program_file import (
     PROGRAM_FILE,
     CandidatesCall,
@@ -141,7 +141,7 @@ class Program:
 
     def run(self, tensors: Mapping[str, NDArray[Any]]) -> Tensors:
         """Evaluate the program; arguments, answers and errors are those of `Graph.run`."""
-        given = self._check(tensors)
+        given = given_to(self.inputs, tensors)
         if not any(map(len, given.values())):
             return {tensor.name: np.empty((0, tensor.width), tensor.dtype) for tensor in self.outputs}
         known = self.tensors(given)
@@ -149,19 +149,9 @@ class Program:
 
     def tensors(self, tensors: Mapping[str, NDArray[Any]]) -> Tensors:
         """Every tensor between its parts, by name; arguments and errors are those of `run`, of one row at least."""
-        known = self._check(tensors)
+        known = given_to(self.inputs, tensors)
         for part in self.parts:
             known.update(part.run(known))
-        return known
-
-    def _check(self, tensors: Mapping[str, NDArray[Any]]) -> Tensors:
-        known: Tensors = {}
-        for tensor in self.inputs:
-            if tensor.name not in tensors:
-                raise GraphError(f"input {tensor.name} is missing")
-            known[tensor.name] = tensors[tensor.name]
-            if known[tensor.name].dtype != tensor.dtype:
-                raise GraphError(f"input {tensor.name} must be {tensor.dtype}, not {known[tensor.name].dtype}")
         return known
 
 

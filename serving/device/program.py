@@ -24,7 +24,7 @@ from tristage.serving.device.operators import Faults
 from tristage.serving.device.parts import DevicePart, HostPart, Place
 from tristage.serving.device.stretch import Made, Stretch
 from tristage.serving.device.tables import Budget
-from tristage.serving.graph import GraphError, Tensor, derive
+from tristage.serving.graph import GraphError, Tensor, derive, given_to
 from tristage.serving.program import sides
 from tristage.serving.program_file import PROGRAM_FILE, ProgramFile
 
@@ -119,13 +119,7 @@ class DeviceProgram:
 
     def run(self, tensors: Mapping[str, NDArray[Any]]) -> Tensors:
         """Evaluate the program; arguments, answers and errors are those of `Graph.run`."""
-        known: Tensors = {}
-        for tensor in self.inputs:
-            if tensor.name not in tensors:
-                raise GraphError(f"input {tensor.name} is missing")
-            known[tensor.name] = tensors[tensor.name]
-            if known[tensor.name].dtype != tensor.dtype:
-                raise GraphError(f"input {tensor.name} must be {tensor.dtype}, not {known[tensor.name].dtype}")
+        known = given_to(self.inputs, tensors)
         if not any(map(len, known.values())):
             return {tensor.name: np.empty((0, tensor.width), tensor.dtype) for tensor in self.outputs}
         rows = max(map(len, known.values()))
