@@ -18,6 +18,8 @@ from tristage.errors import InferenceFailed
 if TYPE_CHECKING:
     import aiohttp
 
+    from tristage.client._row import OneRow
+
 __all__ = ["AsyncTransport", "connect_async"]
 
 
@@ -217,6 +219,13 @@ class AsyncGrpcTransport:
         answer = await self._call("ModelInfer", request, _wire.asked("infer", model), timeout, headers)
         return _wire.grpc_answer(self.url, model, answer, outputs)
 
+    async def infer_row(
+        self, one: OneRow, request: bytes, timeout: float, *, headers: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        """`infer` of one row: what `OneRow.request` made of it -> its outputs."""
+        body = await self._exchange("ModelInfer", request, one.asked, timeout, headers)
+        return one.answer(self.url, body)
+
     async def close(self) -> None:
         self._calls.close()
 
@@ -226,11 +235,17 @@ class AsyncGrpcTransport:
     async def _call(
         self, method: str, request: Any, what: str, timeout: float, headers: Mapping[str, str] | None = None
     ) -> Any:
+        body = await self._exchange(method, request.SerializeToString(), what, timeout, headers)
+        with _wire.grpc_faults(self.url, what, timeout):
+            return _wire.grpc_message(method, body)
+
+    async def _exchange(
+        self, method: str, message: bytes, what: str, timeout: float, headers: Mapping[str, str] | None
+    ) -> bytes:
         block = opening_headers(method_path(method), self._target)
         if headers:
             block += header_block(headers.items())
         with _wire.grpc_faults(self.url, what, timeout):
-            status, words, body = await self._calls.call(block, request.SerializeToString(), timeout)
-            answer = None if status else _wire.grpc_message(method, body)
+            status, words, body = await self._calls.call(block, message, timeout)
         _wire.check_status(self.url, what, status, words, timeout)
-        return answer
+        return body

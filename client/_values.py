@@ -6,6 +6,7 @@ first that does not.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -60,6 +61,7 @@ def pad_lists(flat: NDArray[Any], lengths: NDArray[Any], column: Column, length:
     return whole
 
 
+@functools.cache
 def integer_range(dtype: str) -> tuple[int, int]:
     """The smallest and the largest value of an integer dtype; (0, 1) of "bool"."""
     if dtype == "bool":
@@ -70,11 +72,11 @@ def integer_range(dtype: str) -> tuple[int, int]:
 
 def to_float(values: NDArray[Any], column: Column) -> NDArray[Any] | None:
     """Numbers in a float column's dtype; None where one is too large for it."""
+    if column.dtype != "float32":
+        return values.astype(column.numpy_dtype, copy=False)
     with np.errstate(over="ignore"):
-        narrow = values.astype(column.numpy_dtype, copy=False)
-    if column.dtype == "float32" and bool(np.any(np.isinf(narrow) & ~np.isinf(values))):
-        return None
-    return narrow
+        narrow = values.astype(np.float32, copy=False)
+    return None if bool(np.any(np.isinf(narrow) & ~np.isinf(values))) else narrow
 
 
 def _lists(values: Sequence[Any], column: Column, length: int, first_row: int) -> tuple[NDArray[Any], int]:
@@ -163,6 +165,8 @@ def _whole(value: float | None) -> int | None:
     """A number as an int, a null or NaN as None."""
     if value is None or value != value:
         return None
+    if isinstance(value, int):
+        return value
     if value != math.floor(value) if math.isfinite(value) else True:
         raise _Misfit
     return int(value)
@@ -246,9 +250,10 @@ def _string_fault(value: Any) -> str | None:
 def _number_fault(value: float, column: Column) -> str | None:
     if column.dtype in _FLOATS:
         limit = float(np.finfo(column.dtype).max)
-        return f"{value} is too large for a {column.dtype}" if math.isfinite(value) and abs(value) > limit else None
+        finite = isinstance(value, int) or math.isfinite(value)  # an int may be too large to ask
+        return f"{_show(value)} is too large for a {column.dtype}" if finite and abs(value) > limit else None
     low, high = integer_range(column.dtype)
-    if not math.isfinite(value) or value != math.floor(value):
+    if isinstance(value, float) and (not math.isfinite(value) or value != math.floor(value)):
         return f"expected {_wanted(column)}, got {_show(value)}; round it first"
     if not low <= value <= high:
         return f"{_show(value)} is out of range; a {column.dtype} is between {low} and {high}"

@@ -9,9 +9,8 @@ tensors over HTTP, and tritonclient's protobuf classes over gRPC.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 from urllib.parse import quote, urlsplit
@@ -154,21 +153,29 @@ def http_error(url: str, what: str, status: int, body: bytes, timeout: float) ->
     return too_late(url, timeout) if status == 504 else refused(url, what, message, str(status))
 
 
-@contextlib.contextmanager
-def grpc_faults(url: str, what: str, timeout: float) -> Iterator[None]:
+class grpc_faults:  # noqa: N801  reads as a phrase
     """What goes wrong with a gRPC call inside as one of our errors."""
-    from google.protobuf.message import DecodeError
 
-    try:
-        yield
-    except (TimeoutError, asyncio.TimeoutError) as error:  # two classes before Python 3.11
-        raise too_late(url, timeout) from error
-    except ConnectionClosed as error:
-        raise closed(url) from error
-    except (OSError, UnicodeError) as error:
-        raise unavailable(url, error) from error
-    except (ValueError, LookupError, DecodeError) as error:
-        raise malformed(url, what, error) from error
+    __slots__ = ("_timeout", "_url", "_what")
+
+    def __init__(self, url: str, what: str, timeout: float) -> None:
+        self._url, self._what, self._timeout = url, what, timeout
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: object) -> None:
+        if error is None:
+            return
+        from google.protobuf.message import DecodeError
+
+        if isinstance(error, (TimeoutError, asyncio.TimeoutError)):  # two classes before Python 3.11
+            raise too_late(self._url, self._timeout) from error
+        if isinstance(error, ConnectionClosed):
+            raise closed(self._url) from error
+        if isinstance(error, (OSError, UnicodeError)):
+            raise unavailable(self._url, error) from error
+        if isinstance(error, (ValueError, LookupError, DecodeError)):
+            raise malformed(self._url, self._what, error) from error
 
 
 def check_status(url: str, what: str, status: int, words: str, timeout: float) -> None:

@@ -6,8 +6,7 @@ import hashlib
 import hmac
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from tristage.gateway.settings import Settings
@@ -57,15 +56,18 @@ class Admission:
         self.in_flight = 0
         self.held = 0  # bytes of bodies
 
-    def identify(self, headers: Mapping[str, str]) -> str:
+    def identify(self, authorization: str) -> str:
         """The caller's name, "" where no keys are asked for.
+
+        Args:
+            authorization: the header of that name, "" where it is missing.
 
         Raises:
             Refusal: 401, the key is missing or wrong.
         """
         if not self._settings.keys:
             return ""
-        scheme, _, key = headers.get("authorization", "").partition(" ")
+        scheme, _, key = authorization.partition(" ")
         given = hashlib.sha256(key.strip().encode()).digest()
         found = ""
         for name, digest in self._settings.keys.items():  # all of them, so that time tells nothing
@@ -117,9 +119,8 @@ class Admission:
             return None
         return Refusal(503, "full", reason, headers=RETRY_AFTER)
 
-    @contextmanager
-    def slot(self, late: int = 0) -> Iterator[Place]:
-        """A place for one request while it is answered.
+    def slot(self, late: int = 0) -> Place:
+        """A place for one request, until the `with` block ends.
 
         Args:
             late: places taken by requests that nobody waits for any more.
@@ -130,13 +131,7 @@ class Admission:
         refusal = self.full(late)
         if refusal is not None:
             raise refusal
-        self.in_flight += 1
-        place = Place(self)
-        try:
-            yield place
-        finally:
-            self.in_flight -= 1
-            self.held -= place.size
+        return Place(self)
 
 
 class Place:
@@ -149,6 +144,14 @@ class Place:
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
         self.size = 0
+
+    def __enter__(self) -> Place:
+        self._admission.in_flight += 1
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._admission.in_flight -= 1
+        self._admission.held -= self.size
 
     def hold(self, size: int) -> None:
         """Hold so many bytes in all.

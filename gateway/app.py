@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tristage import __version__
 from tristage.errors import ServerError
 from tristage.gateway.admission import Admission, Refusal, problem
+from tristage.gateway.asked import headers_of
 from tristage.gateway.drift import Drift
 from tristage.gateway.envelope import Envelope, request_id
 from tristage.gateway.live import describe, models_now
@@ -110,23 +111,26 @@ def create_app(settings: Settings) -> Envelope:
     @app.post(PREDICT, responses=_problems(400, 413, 415, 502, 504) | guarded, response_class=Response)
     async def predict(request: Request) -> Response:
         """Predict rows: JSON, an Arrow stream or file, or Parquet; answers come in the same kind."""
-        return await predictor.predict(request)
+        made = await predictor.predict(request.scope, request.receive)
+        response = Response(made.body)
+        response.raw_headers = made.headers()
+        return response
 
     @app.post(STEPS, responses=_problems(400, 413, 415, 502, 504) | guarded, response_model=Steps)
     async def steps(request: Request) -> Response:
         """Answer one row a step at a time, and show what each step made of it."""
-        return _json(await predictor.steps(request))
+        return _json(await predictor.steps(request.scope, request.receive))
 
     @app.get("/v1/stack", responses=guarded)
     async def stack(request: Request) -> dict[str, Any]:
         """The stack: columns, graph, versions, checksums."""
-        admission.identify(request.headers)
+        admission.identify(request.headers.get("authorization", ""))
         return describe(predictor.served())
 
     @app.get("/v1/live", responses=_problems(401))
     async def live(request: Request) -> dict[str, Any]:
         """Running totals: each step's calls, errors and time from Triton's statistics, and the gateway's own."""
-        admission.identify(request.headers)
+        admission.identify(request.headers.get("authorization", ""))
         answer: dict[str, Any] = {"at": time.monotonic(), "models": {}, "away": triton.away}
         if triton.served is not None and triton.away is None:
             drift.follow(triton.served.signature, triton.served.reference)
@@ -191,7 +195,7 @@ def create_app(settings: Settings) -> Envelope:
         if route is None:
             await app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
+        headers = headers_of(scope)
         full = admission.full(triton.late, content_length(headers) or 0)
         if full is not None:
             scope["route"] = route
@@ -203,12 +207,14 @@ def create_app(settings: Settings) -> Envelope:
             await app(scope, receive, send)
             return
         scope["route"] = route
-        request = Request(scope, receive)
         try:
-            response = await predictor.predict(request)
+            made = await predictor.predict(scope, receive)
         except Refusal as refusal:
-            response = await refused(request, refusal)
-        await response(scope, receive, send)
+            response = await refused(Request(scope, receive), refusal)
+            await response(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": made.headers()})
+        await send({"type": "http.response.body", "body": made.body})
 
     inner: ASGIApp = straight
     if settings.origins:

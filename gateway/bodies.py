@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
+from pydantic_core import from_json, to_json
+
 from tristage.errors import InputError
 
 __all__ = ["JSON", "KINDS", "Kind", "Limits", "TooLarge", "find_kind", "parse_json"]
@@ -61,8 +63,6 @@ def parse_json(body: bytes) -> Any:
     Raises:
         InputError: it is none.
     """
-    from pydantic_core import from_json
-
     try:
         return from_json(body, allow_inf_nan=True)
     except ValueError as error:
@@ -71,15 +71,13 @@ def parse_json(body: bytes) -> Any:
 
 def _read_json(body: bytes, limits: Limits) -> Any:
     document = parse_json(body)
-    if not isinstance(document, dict) or set(document) != {"rows"} or not isinstance(document["rows"], list):
+    if not isinstance(document, dict) or document.keys() != {"rows"} or not isinstance(document["rows"], list):
         raise InputError('the body must be one JSON object that holds a list, {"rows": [{...}]}, and nothing else')
     limits.check(len(document["rows"]))
     return document["rows"]
 
 
 def _write_json(predictions: Any) -> bytes:
-    from pydantic_core import to_json
-
     return to_json({"predictions": predictions}, inf_nan_mode="null")
 
 

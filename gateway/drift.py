@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tristage.client._wire import Tensors
+from tristage.client.codec import encode_and_count
 from tristage.columns import Signature
 from tristage.distribution import Distribution, count, psi
 from tristage.manifest import REFERENCE
@@ -35,6 +37,39 @@ def read_reference(repository: Path | None) -> dict[str, Distribution]:
         return {}
 
 
+@dataclass(frozen=True)
+class _Taken:
+    """What was observed for a while, of one export."""
+
+    signature: Signature
+    reference: Mapping[str, Distribution]
+    pairs: list[tuple[Tensors, Tensors]]
+    single: list[tuple[Mapping[str, Any], Mapping[str, Any]]]
+    rows: int
+
+    def count(self) -> dict[str, NDArray[np.int64]]:
+        """How many values of each column lie in each of its bins."""
+        pairs = [*self.pairs, self._joined()] if self.single else self.pairs
+        return {
+            column.name: count(
+                self.reference[column.name],
+                column,
+                np.concatenate([pair[side][column.name].reshape(-1, column.width) for pair in pairs]),
+            )
+            for side, columns in enumerate((self.signature.inputs, self.signature.outputs))
+            for column in columns
+            if column.name in self.reference
+        }
+
+    def _joined(self) -> tuple[Tensors, Tensors]:
+        tensors, _ = encode_and_count([row for row, _ in self.single], self.signature)
+        answers = {
+            column.name: np.array([answer[column.name] for _, answer in self.single])
+            for column in self.signature.outputs
+        }
+        return tensors, answers
+
+
 class Drift:
     """Streaming histograms of every column that goes in and comes out. `watch` has to run beside."""
 
@@ -43,6 +78,7 @@ class Drift:
         self._signature: Signature | None = None
         self._counts: dict[str, NDArray[np.float64]] = {}
         self._waiting: list[tuple[Tensors, Tensors]] = []
+        self._single: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = []
         self._kept = 0
         self.rows = 0
 
@@ -52,7 +88,7 @@ class Drift:
             return
         self._signature, self._reference = signature, reference
         self._counts = {name: np.zeros(len(each.shares)) for name, each in reference.items()}
-        self._waiting, self._kept, self.rows = [], 0, 0
+        self._waiting, self._single, self._kept, self.rows = [], [], 0, 0
 
     def observe(self, tensors: Tensors, answers: Tensors) -> None:
         """Take note of a request's rows and of what was answered; they are counted later, beside the requests."""
@@ -61,36 +97,31 @@ class Drift:
             self._waiting.append((tensors, answers))
             self._kept += rows
 
+    def observe_row(self, row: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
+        """`observe` of one row as JSON had it, which fits the stack; what comes row by row is encoded together."""
+        if self._reference and self._kept < _MOST:
+            self._single.append((row, answer))
+            self._kept += 1
+
     async def watch(self) -> None:
         """Count what was observed, for ever."""
         while True:
             await asyncio.sleep(_EVERY)
-            waiting, rows = self._take()
-            if waiting:
-                self._add(await asyncio.to_thread(self._count, waiting), rows)
+            if self._kept:
+                taken = self._take()
+                self._add(await asyncio.to_thread(taken.count), taken.rows)
 
     def settle(self) -> None:
         """Count what was observed since the last time, now."""
-        waiting, rows = self._take()
-        if waiting:
-            self._add(self._count(waiting), rows)
+        if self._kept:
+            taken = self._take()
+            self._add(taken.count(), taken.rows)
 
-    def _take(self) -> tuple[list[tuple[Tensors, Tensors]], int]:
-        taken = self._waiting, self._kept
-        self._waiting, self._kept = [], 0
+    def _take(self) -> _Taken:
+        assert self._signature is not None
+        taken = _Taken(self._signature, self._reference, self._waiting, self._single, self._kept)
+        self._waiting, self._single, self._kept = [], [], 0
         return taken
-
-    def _count(self, waiting: list[tuple[Tensors, Tensors]]) -> dict[str, NDArray[np.int64]]:
-        signature, reference = self._signature, self._reference
-        assert signature is not None
-        return {
-            column.name: count(
-                reference[column.name], column, np.concatenate([pair[side][column.name] for pair in waiting])
-            )
-            for side, columns in enumerate((signature.inputs, signature.outputs))
-            for column in columns
-            if column.name in reference
-        }
 
     def _add(self, counts: Mapping[str, NDArray[np.int64]], rows: int) -> None:
         fade = 0.5 ** (rows / _HALF)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
-import secrets
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -50,13 +50,13 @@ class Envelope:
         began, status = time.perf_counter(), 0
         given_headers = dict(scope["headers"])
         given = given_headers.get(b"x-request-id", b"").decode("latin-1")
-        name = given if _ID.fullmatch(given) else secrets.token_hex(8)
+        name = given if _ID.fullmatch(given) else os.urandom(8).hex()
         path = scope["path"]
         if self._tracing is not None and path in _TRACED and scope["method"] == "POST":
             trace = self._tracing.begin(scope, given_headers, name)
         else:
             trace = Untraced(given_headers)
-        scope.setdefault("state", {}).update(request_id=name, trace=trace)
+        scope.setdefault("state", {}).update(request_id=name, trace=trace, headers=given_headers)
 
         async def wrapped(message: Message) -> None:
             nonlocal status

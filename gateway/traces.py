@@ -52,7 +52,9 @@ class Untraced:
 
 def _parent(headers: Mapping[bytes, bytes]) -> dict[str, str]:
     """The caller's trace as headers; none where it is malformed, or not recorded, as Triton 2.51 would record it."""
-    parent = headers.get(b"traceparent", b"").decode("latin-1")
+    if b"traceparent" not in headers:
+        return {}
+    parent = headers[b"traceparent"].decode("latin-1")
     if not _PARENT.fullmatch(parent) or not int(parent[53:55], 16) & 1:
         return {}
     state = headers.get(b"tracestate", b"").decode("latin-1")

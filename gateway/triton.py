@@ -13,6 +13,7 @@ from typing import Any
 
 from tristage.client._async_transport import AsyncGrpcTransport, AsyncHttpTransport
 from tristage.client._client import ask_stack_async, find_signature, join, split
+from tristage.client._row import OneRow
 from tristage.client._wire import Tensors, parse_url
 from tristage.columns import Signature
 from tristage.distribution import Distribution
@@ -50,6 +51,7 @@ class Served:
         manifest: what the export wrote; None where no repository is known, or another stack's is.
         example: a row that can be sent, as JSON has it.
         reference: column -> how the golden rows' values are distributed; empty where that is not known.
+        one_row: makes Triton's messages about a single row; None where it is asked over HTTP.
         note: why the repository that was named is not made use of; "" where it is.
     """
 
@@ -59,6 +61,7 @@ class Served:
     example: Mapping[str, Any]
     reference: Mapping[str, Distribution] = field(default_factory=dict)
     note: str = ""
+    one_row: OneRow | None = None
 
 
 class Triton:
@@ -136,6 +139,18 @@ class Triton:
         ]
         return join(answers, outputs)
 
+    async def infer_row(
+        self, one: OneRow, request: bytes, deadline: float, headers: Mapping[str, str]
+    ) -> dict[str, Any]:
+        """The outputs of one row, by gRPC; `request` as `one` made it, and errors as `infer`'s."""
+        assert self._grpc is not None
+        seconds = max(deadline - time.monotonic(), 0.0)
+        try:
+            return await self._grpc.infer_row(one, request, seconds, headers=_passed_on(headers, seconds))
+        except ServerUnavailable as error:
+            self._missed(error)
+            raise
+
     async def ask(
         self, model: str, tensors: Tensors, outputs: list[str], deadline: float, headers: Mapping[str, str]
     ) -> Tensors:
@@ -145,17 +160,19 @@ class Triton:
         cancelled midway is never forgotten by Triton 2.51, which then waits for it when it ends (seen with any client).
         """
         seconds = max(deadline - time.monotonic(), 0.0)
-        passed_on = {**headers, "x-request-timeout-ms": str(int(seconds * 1000))}
+        passed_on = _passed_on(headers, seconds)
         try:
             if self._grpc is not None:
                 return await self._grpc.infer(model, tensors, outputs, seconds, headers=passed_on)
             return await self._ask_http(model, tensors, outputs, seconds, passed_on)
-        except AnswerTooLate:
-            raise
         except ServerUnavailable as error:
+            self._missed(error)
+            raise
+
+    def _missed(self, error: ServerUnavailable) -> None:
+        if not isinstance(error, AnswerTooLate):
             self.away = str(error)  # the next requests need not find out for themselves
             self._wake.set()
-            raise
 
     async def _ask_http(
         self, model: str, tensors: Tensors, outputs: list[str], seconds: float, headers: Mapping[str, str]
@@ -203,11 +220,19 @@ class Triton:
             raise ServerError(f'"{signature.stack}" at {self.url} is not ready')
         seen = json.dumps(config, sort_keys=True)
         if seen != self._seen:
-            self.served = await asyncio.to_thread(_describe, signature, config, self._repository)
+            one_row = None if self._grpc is None else OneRow(signature)
+            self.served = await asyncio.to_thread(_describe, signature, config, self._repository, one_row)
             self._seen = seen
 
 
-def _describe(signature: Signature, config: Mapping[str, Any], repository: Path | None) -> Served:
+def _passed_on(headers: Mapping[str, str], seconds: float) -> dict[str, str]:
+    """What Triton is told: the caller's id and trace, and the time that is left."""
+    return {**headers, "x-request-timeout-ms": str(int(seconds * 1000))}
+
+
+def _describe(
+    signature: Signature, config: Mapping[str, Any], repository: Path | None, one_row: OneRow | None
+) -> Served:
     manifest, note = None, ""
     if repository is not None:
         try:
@@ -222,7 +247,7 @@ def _describe(signature: Signature, config: Mapping[str, Any], repository: Path 
     except (KeyError, TypeError, ValueError) as error:
         raise InferenceFailed(f'the configuration of "{signature.stack}" cannot be read ({error})') from error
     golden = None if manifest is None else repository
-    return Served(signature, steps, manifest, example_row(signature, golden), read_reference(golden), note)
+    return Served(signature, steps, manifest, example_row(signature, golden), read_reference(golden), note, one_row)
 
 
 def _one_step_each(manifest: Manifest) -> dict[str, str]:

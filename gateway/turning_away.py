@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pydantic_core import to_json
 
 from tristage.gateway.admission import Refusal, problem
+from tristage.gateway.asked import Headers, seconds
 from tristage.gateway.envelope import request_id
 
 if TYPE_CHECKING:
@@ -18,16 +17,11 @@ if TYPE_CHECKING:
 
 __all__ = ["content_length", "turn_away"]
 
-if sys.version_info >= (3, 11):
-    from asyncio import timeout as seconds
-else:  # aiohttp brings it
-    from async_timeout import timeout as seconds
-
 _SMALL = 64 << 10  # bytes of a body that the server throws away by itself while the connection goes on
 _LINGER = 2.0  # seconds that a larger body is thrown away, so that its caller can read the answer
 
 
-def content_length(headers: Mapping[bytes, bytes]) -> int | None:
+def content_length(headers: Headers) -> int | None:
     """The bytes of a request's body; None where that is not said."""
     text = headers.get(b"content-length")
     if text is None:
@@ -35,9 +29,7 @@ def content_length(headers: Mapping[bytes, bytes]) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-async def turn_away(
-    refusal: Refusal, headers: Mapping[bytes, bytes], most: int, scope: Scope, receive: Receive, send: Send
-) -> None:
+async def turn_away(refusal: Refusal, headers: Headers, most: int, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer a request whose body nobody has read.
 
     The connection goes on where the body is small: its bytes are thrown away as they come. Else it is closed after the
