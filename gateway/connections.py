@@ -21,6 +21,7 @@ _ANSWER = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: %d\r\nRetry-After: 1\r\n"
     b"Cache-Control: no-store\r\nConnection: close\r\n\r\n%s" % (len(_BODY), _BODY)
 )
+_HEAD, _CONTINUE = b"HTTP/1.1 ", b"HTTP/1.1 100"
 _Http: Any = AutoHTTPProtocol
 
 
@@ -61,14 +62,47 @@ class _Kept(_Http):  # type: ignore[misc]  # uvicorn says at run time which it i
         self._counted_in = connections
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
+        super().connection_made(_Whole(cast(asyncio.Transport, transport)))
         # uvicorn lets a connection wait for its second request for so long, and for its first one for ever
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def on_response_complete(self) -> None:
+        self.transport.flush()  # an answer without a body
+        super().on_response_complete()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._counted_in.open -= 1
         self._unset_keepalive_if_required()
         super().connection_lost(error)
+
+
+class _Whole:
+    """A transport that writes the head of an answer together with its body: uvicorn hands them out one by one, uvloop
+    sends what it gets at once, and a caller would be woken twice."""
+
+    __slots__ = ("_head", "_transport")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head = b""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._head and data.startswith(_HEAD) and not data.startswith(_CONTINUE):
+            self._head = data
+        else:
+            head, self._head = self._head, b""
+            self._transport.write(head + data)
+
+    def flush(self) -> None:
+        if self._head:
+            self.write(b"")
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
 
 
 class _Refused(asyncio.Protocol):

@@ -436,6 +436,6 @@ def test_dicts_do_not_bring_in_pandas():
 @pytest.mark.parametrize("dtype", ["bool", "int64", "uint64", "float32", "float64"])
 @pytest.mark.parametrize("others", [[], [1.0]])
 def test_an_int_beyond_all_floats_is_a_fault(dtype, others):
-    with pytest.raises(InputError, match="column \"x\", row") as caught:
+    with pytest.raises(InputError, match='column "x", row') as caught:
         encode([{"x": value} for value in [*others, 10**400]], one(Column("x", dtype)))
     assert caught.value.row == len(others)

@@ -1,4 +1,4 @@
-"""One row's messages are those that the arrays' way makes, byte for byte, and whatever that way refuses is left to it."""
+"""One row's messages are those that the arrays' way makes, byte for byte, and what that way refuses is left to it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,37 @@ from tristage.columns import DTYPES, NULL_STRING, Column, Signature
 from tristage.errors import InferenceFailed, InputError
 
 NUMBERS = [
-    *(None, True, False, 0, 1, -1, 2, 1.0, 0.5, -0.0, math.nan, math.inf, -math.inf, 5e-324, 1e300, 16777217, "1", b"1"),
-    *(sign * 2**bits + step for bits in (7, 8, 15, 16, 31, 32, 53, 63, 64, 200) for sign in (1, -1) for step in (-1, 0)),
+    *(
+        None,
+        True,
+        False,
+        0,
+        1,
+        -1,
+        2,
+        1.0,
+        0.5,
+        -0.0,
+        math.nan,
+        math.inf,
+        -math.inf,
+        5e-324,
+        1e300,
+        16777217,
+        "1",
+        b"1",
+    ),
+    *(
+        sign * 2**bits + step
+        for bits in (7, 8, 15, 16, 31, 32, 53, 63, 64, 200)
+        for sign in (1, -1)
+        for step in (-1, 0)
+    ),
     *((2.0 - 2.0**-23) * 2.0**127, (2.0 - 2.0**-24) * 2.0**127, (2.0 - 2.0**-25) * 2.0**127, 10**400, 1e-46),
-    *(np.float32(0.1), np.int64(3), [], [1], {"a": 1}),
+    *("1", b"1", np.float32(0.1), np.int64(3), [], [1], {"a": 1}),
 ]
 TEXTS = ["", "a", "ü\0\n€𝄞", NULL_STRING, "\ud800", "x" * 70_000, None, 1, math.nan, b"b", ["a"]]
-PLAIN = {"string": "text", "bool": True, **{name: 1.5 for name in ("float32", "float64")}}
+PLAIN = {"string": "text", "bool": True, **dict.fromkeys(("float32", "float64"), 1.5)}
 OUT = (Column("y", "float32"),)
 
 

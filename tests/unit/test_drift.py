@@ -159,6 +159,23 @@ class TestDrift:
         drift.follow(SIGNATURE, read_reference(tmp_path))
         assert drift.rows == 0
 
+    def test_rows_one_by_one_count_as_they_would_together(self, tmp_path: Path) -> None:
+        whole, single = self.watching(tmp_path), self.watching(tmp_path)
+        given = rows(700, 7, shift=0.5)
+        self.send(whole, given)
+        tensors = encode(given, SIGNATURE)
+        for number, row in enumerate(given[:500]):
+            single.observe_row(row, {"y": tensors["x"][number].item()})
+        rest = {name: array[500:] for name, array in tensors.items()}
+        single.observe(rest, {"y": rest["x"].ravel()})
+        single.settle()
+        assert single.rows == whole.rows == 700
+        assert single.psi() == whole.psi()
+        for _ in range(20_001):
+            single.observe_row(given[0], {"y": 0.0})
+        single.settle()
+        assert single.rows == 20_700
+
     def test_it_counts_beside_the_requests(self, tmp_path: Path) -> None:
         drift = self.watching(tmp_path)
         tensors = encode(rows(500, 6), SIGNATURE)

@@ -1,9 +1,12 @@
-"""The gateway's parts that need no server: keys, rates, places, examples, schemas."""
+"""The gateway's parts that need no server: keys, rates, places, bodies, examples, schemas."""
 
 from __future__ import annotations
 
+import asyncio
 import math
+import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +15,8 @@ import pytest
 from tristage.client import encode
 from tristage.columns import DTYPES, Column, Signature
 from tristage.errors import InputError
-from tristage.gateway.admission import Admission, Refusal
+from tristage.gateway.admission import Admission, Place, Refusal
+from tristage.gateway.asked import deadline_of, read_body
 from tristage.gateway.example import example_row
 from tristage.gateway.graph import edges, read_steps
 from tristage.gateway.openapi import _prediction_schema, row_schema
@@ -152,3 +156,89 @@ def test_steps_are_put_in_order_whatever_the_configuration_s() -> None:
     config["input"] = []
     with pytest.raises(ValueError, match="wait for each other"):
         read_steps(config, {})
+
+
+def scope_parts(*messages: dict[str, Any]) -> tuple[Any, Place]:
+    waiting = iter(messages)
+
+    async def receive() -> dict[str, Any]:
+        for message in waiting:
+            return {"type": "http.request", **message}
+        await asyncio.sleep(30)  # a caller that sends no more
+        raise AssertionError
+
+    return receive, Admission(Settings()).slot()
+
+
+def read(headers: dict[bytes, bytes], *messages: dict[str, Any], most: int = 10, seconds: float = 30.0) -> bytes:
+    receive, place = scope_parts(*messages)
+
+    async def whole() -> bytes:
+        with place:
+            return await read_body(headers, receive, time.monotonic() + seconds, place, most)
+
+    return asyncio.run(whole())
+
+
+def test_a_body_is_read_to_its_end() -> None:
+    assert read({}, {}) == b""
+    assert read({b"content-length": b"4"}, {"body": b"abcd"}) == b"abcd"
+    parts: list[dict[str, Any]] = [{"body": b"ab", "more_body": True}, {"body": b"", "more_body": True}, {"body": b"c"}]
+    assert read({b"transfer-encoding": b"chunked"}, *parts) == b"abc"
+    assert read({b"content-length": b"10"}, {"body": b"x" * 10}) == b"x" * 10
+
+
+@pytest.mark.parametrize(
+    ("headers", "messages", "code"),
+    [
+        ({b"content-length": b"41"}, [], "size"),  # refused unread
+        ({b"content-length": b"11"}, [{"body": b"x" * 11}], "size"),
+        ({}, [{"body": b"x" * 6, "more_body": True}, {"body": b"x" * 6}], "size"),
+        (
+            {},
+            [{"body": b"x" * 20, "more_body": True}, {"body": b"x" * 21, "more_body": True}],
+            "size",
+        ),  # not to its end
+        ({}, [{"body": b"x", "more_body": True}, {"type": "http.disconnect"}], "gone"),
+    ],
+)
+def test_a_body_that_is_too_large_or_ends_early(
+    headers: dict[bytes, bytes], messages: list[dict[str, Any]], code: str
+) -> None:
+    with pytest.raises(Refusal) as caught:
+        read(headers, *messages)
+    assert caught.value.code == code
+
+
+def test_a_body_that_does_not_come_is_not_waited_for() -> None:
+    for sent in ([], [{"body": b"x", "more_body": True}]):
+        with pytest.raises((asyncio.TimeoutError, TimeoutError)):
+            read({b"content-length": b"4"}, *sent, seconds=0.05)
+
+
+def test_a_body_is_held_while_it_is_there() -> None:
+    door = Admission(Settings(max_body=10))
+    receive, _ = scope_parts({"body": b"abc", "more_body": True}, {"body": b"def"})
+
+    async def whole() -> None:
+        with door.slot() as place:
+            await read_body({}, receive, time.monotonic() + 30, place, 10)
+            assert (door.in_flight, door.held) == (1, 6)
+
+    asyncio.run(whole())
+    assert (door.in_flight, door.held) == (0, 0)
+
+
+def test_a_caller_s_own_limit() -> None:
+    settings = Settings(timeout=10.0)
+    for headers, seconds in (
+        ({}, 10.0),
+        ({b"x-request-timeout-ms": b"500"}, 0.5),
+        ({b"x-request-timeout-ms": b"99999"}, 10.0),
+    ):
+        now = time.monotonic()
+        assert now + seconds <= deadline_of(headers, settings) <= time.monotonic() + seconds
+    for wrong in (b"", b"0", b"-1", b"1.5", b"x", b"\xb2", b"1" * 10):
+        with pytest.raises(Refusal) as caught:
+            deadline_of({b"x-request-timeout-ms": wrong}, settings)
+        assert caught.value.code == "timeout"
