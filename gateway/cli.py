@@ -169,7 +169,7 @@ def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listening = socket.create_server((host, port), family=family, backlog=2048)
-        # what is accepted inherits it; asyncio sets it on no socket that it did not make, and an answer is two writes
+        # what is accepted inherits it; asyncio sets it on no socket that it did not make; a large answer is many writes
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listening
     except OSError as error:

@@ -1,4 +1,7 @@
-"""How many connections the gateway keeps. What comes beyond is answered 503 without being read, and let go."""
+"""How many connections the gateway keeps, and how it writes to them.
+
+What comes beyond is answered 503 without being read, and let go.
+"""
 
 from __future__ import annotations
 
@@ -77,8 +80,10 @@ class _Kept(_Http):  # type: ignore[misc]  # uvicorn says at run time which it i
 
 
 class _Whole:
-    """A transport that writes the head of an answer together with its body: uvicorn hands them out one by one, uvloop
-    sends what it gets at once, and a caller would be woken twice."""
+    """A transport that writes the head of an answer together with its body.
+
+    uvicorn hands them out one by one, and uvloop sends what it gets at once: a caller would be woken twice.
+    """
 
     __slots__ = ("_head", "_transport")
 
@@ -97,7 +102,7 @@ class _Whole:
             self._transport.write(head + data)
 
     def flush(self) -> None:
-        if self._head:
+        if self._head and not self._transport.is_closing():
             self.write(b"")
 
     def close(self) -> None:

@@ -59,6 +59,10 @@ def test_a_head_goes_with_the_body_and_all_else_at_once() -> None:
     transport.close()
     assert below.writes[5:] == [head]
     assert transport.is_closing()
+    transport = _Whole(below)
+    transport.write(head)
+    transport.close()  # the caller has gone meanwhile
+    assert below.writes[6:] == []
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
