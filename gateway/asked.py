@@ -11,7 +11,7 @@ from tristage.gateway.admission import Place, Refusal
 from tristage.gateway.settings import Settings
 
 if TYPE_CHECKING:
-    from starlette.types import Receive
+    from starlette.types import Receive, Scope
 
 __all__ = ["Headers", "deadline_of", "headers_of", "read_body", "seconds", "text_of"]
 
@@ -48,11 +48,11 @@ def deadline_of(headers: Headers, settings: Settings) -> float:
     return time.monotonic() + most
 
 
-async def read_body(headers: Headers, receive: Receive, deadline: float, place: Place, most: int) -> bytes:
+async def read_body(scope: Scope, receive: Receive, deadline: float, place: Place, most: int) -> bytes:
     """A request's body.
 
     Args:
-        headers: the request's.
+        scope: the request's; its state says "whole" where the body came with the headers.
         receive: hands it out, as ASGI has it.
         deadline: until when to wait, of time.monotonic().
         place: holds its bytes.
@@ -62,24 +62,30 @@ async def read_body(headers: Headers, receive: Receive, deadline: float, place: 
         asyncio.TimeoutError: it did not come in time.
         Refusal: 413, it is too large; 503, all bodies together are; 400, the caller went away.
     """
-    length = headers.get(b"content-length", b"0")
+    length = headers_of(scope).get(b"content-length", b"0")
     if length.isdigit():
         if int(length) > 4 * most:
             raise _too_large(most)
         place.hold(min(int(length), most))
-    parts, size, more = [], 0, True
+    if scope["state"].get("whole"):
+        return await _read(receive, place, most)
     async with seconds(max(deadline - time.monotonic(), 0)):
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise Refusal(400, "gone", "the caller went away")
-            part, more = message.get("body", b""), message.get("more_body", False)
-            size += len(part)
-            if size > 4 * most:
-                raise _too_large(most)
-            if size <= most:
-                place.hold(size)
-                parts.append(part)
+        return await _read(receive, place, most)
+
+
+async def _read(receive: Receive, place: Place, most: int) -> bytes:
+    parts, size, more = [], 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Refusal(400, "gone", "the caller went away")
+        part, more = message.get("body", b""), message.get("more_body", False)
+        size += len(part)
+        if size > 4 * most:
+            raise _too_large(most)
+        if size <= most:
+            place.hold(size)
+            parts.append(part)
     if size > most:  # read to its end, since a caller that is still sending would see a broken connection only
         raise _too_large(most)
     return b"".join(parts)

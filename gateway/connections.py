@@ -69,6 +69,10 @@ class _Kept(_Http):  # type: ignore[misc]  # uvicorn says at run time which it i
         # uvicorn lets a connection wait for its second request for so long, and for its first one for ever
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self.scope["state"]["whole"] = True  # `asked.read_body` need not mind the time
+
     def on_response_complete(self) -> None:
         self.transport.flush()  # an answer without a body
         super().on_response_complete()

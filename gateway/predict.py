@@ -82,7 +82,7 @@ class Predictor:
                 raise Refusal(415, "kind", f"{content_type} is not taken; send one of {', '.join(KINDS)}")
             served = self.served()
             try:
-                body = await read_body(headers, receive, deadline, place, self._settings.max_body)
+                body = await read_body(scope, receive, deadline, place, self._settings.max_body)
                 return await self._answer(kind, body, served, deadline, scope)
             except _FAULTS as error:
                 raise _refusal(error) from error
@@ -101,7 +101,7 @@ class Predictor:
                 raise Refusal(415, "kind", f"this takes {JSON.media_type} only")
             served = self.served()
             try:
-                document = parse_json(await read_body(headers, receive, deadline, place, self._settings.max_body))
+                document = parse_json(await read_body(scope, receive, deadline, place, self._settings.max_body))
                 if not isinstance(document, dict) or set(document) != {"row"} or not isinstance(document["row"], dict):
                     raise InputError('the body must be one JSON object, {"row": {...}}, and nothing else')
                 tensors, _ = encode_and_count([document["row"]], served.signature)

@@ -175,7 +175,7 @@ def read(headers: dict[bytes, bytes], *messages: dict[str, Any], most: int = 10,
 
     async def whole() -> bytes:
         with place:
-            return await read_body(headers, receive, time.monotonic() + seconds, place, most)
+            return await read_body({"state": {"headers": headers}}, receive, time.monotonic() + seconds, place, most)
 
     return asyncio.run(whole())
 
@@ -222,7 +222,7 @@ def test_a_body_is_held_while_it_is_there() -> None:
 
     async def whole() -> None:
         with door.slot() as place:
-            await read_body({}, receive, time.monotonic() + 30, place, 10)
+            await read_body({"state": {"headers": {}}}, receive, time.monotonic() + 30, place, 10)
             assert (door.in_flight, door.held) == (1, 6)
 
     asyncio.run(whole())

@@ -65,12 +65,22 @@ def test_a_head_goes_with_the_body_and_all_else_at_once() -> None:
     assert below.writes[6:] == []
 
 
+whole_ones: list[bool] = []
+
+
 async def app(scope: Any, receive: Any, send: Any) -> None:
     assert scope["type"] == "http"
-    path, body, more = scope["path"], b"", True
+    path, body, more, whole = scope["path"], b"", True, "whole" in scope["state"]
     while more:
-        message = await receive()
+        step = receive()
+        if whole:  # it is there
+            with pytest.raises(StopIteration) as at_once:
+                step.send(None)
+            message = at_once.value.value
+        else:
+            message = await step
         body, more = body + message.get("body", b""), message.get("more_body", False)
+    whole_ones.append(whole)
     start: dict[str, Any] = {"type": "http.response.start", "status": 204 if path == "/nothing" else 200, "headers": []}
     if path in ("/echo", "/large"):
         body = body if path == "/echo" else LARGE
@@ -160,3 +170,18 @@ def test_what_fails_after_its_head_says_so_and_closes(port: int) -> None:
     answer = said(port, ask("/fails", last=False))
     assert answer.startswith(b"HTTP/1.1 200 OK")
     assert b"0\r\n\r\n" not in answer  # a caller sees that it was cut short
+
+
+def test_what_came_with_its_headers_is_known_to_be_whole(port: int) -> None:
+    whole_ones.clear()
+    assert said(port, ask("/echo", b"hello"))
+    assert said(port, ask("/echo", b"one", last=False), ask("/echo", b"two"))
+    assert whole_ones == [True] * 3
+    with closing(socket.create_connection(("127.0.0.1", port), 30)) as caller:
+        head, _, body = ask("/echo", b"hello", Expect="100-continue").partition(b"\r\n\r\n")
+        caller.sendall(head + b"\r\n\r\n")
+        assert caller.recv(1 << 16).startswith(b"HTTP/1.1 100")
+        caller.sendall(body)
+        while caller.recv(1 << 16):
+            pass
+    assert whole_ones[3:] == [False]
