@@ -31,7 +31,7 @@ from tristage.serving import serve
 
 RESULTS = Path(__file__).parent / "results"
 BATCHES = (1, 64)
-ROUNDS = 5
+ROUNDS = 5  # if not said
 AGREE = 0.05
 MODELS = {"identity": 0.0, "five_ms": 0.005}  # seconds that each sleeps before it answers what it was sent
 
