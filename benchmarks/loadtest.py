@@ -83,7 +83,9 @@ def ours(url: str, rows: Any, *, batch: int, concurrency: int, seconds: float) -
     return Measured(latency.mean_ms, latency.p50_ms, latency.p99_ms, cell.examples_per_s, cell.server_ms)
 
 
-def compare(repository: Path, program: Any, concurrencies: Sequence[int], seconds: float) -> list[dict[str, Any]]:
+def compare(
+    repository: Path, program: Any, concurrencies: Sequence[int], seconds: float, rounds: int
+) -> list[dict[str, Any]]:
     """Both load testers on one repository, in turns; a line a protocol, batch size and concurrency."""
     cores = sorted(os.sched_getaffinity(0))
     lines = []
@@ -107,7 +109,7 @@ def compare(repository: Path, program: Any, concurrencies: Sequence[int], second
                             ),
                             ours(url, rows, **load),
                         )
-                        for _ in range(ROUNDS)
+                        for _ in range(rounds)
                     ]
                     lines.append(line(signature.stack, url.partition(":")[0], batch, concurrency, both))
                     print(table(lines[-1:]).splitlines()[-1], flush=True)
@@ -169,7 +171,7 @@ def table(lines: Sequence[Any]) -> str:
     return "\n".join(rows)
 
 
-def report(lines: Sequence[Any], seconds: float) -> str:
+def report(lines: Sequence[Any], seconds: float, rounds: int) -> str:
     """What is published: the table, how it was made, and how often the two agree."""
     timed = [one for one in lines if one["model"] != "identity"]
     apart = sum(abs(one["ratio_throughput"] - 1) > AGREE for one in timed)
@@ -177,7 +179,7 @@ def report(lines: Sequence[Any], seconds: float) -> str:
     text = [
         "# The load tester beside NVIDIA's perf_analyzer",
         f"`python -m benchmarks.loadtest`: tritonserver 2.51 on one core, the load testers in turns on the others, "
-        f"closed loop, the same rows; medians of {ROUNDS} rounds of {seconds:g} s. Ratios are tristage / "
+        f"closed loop, the same rows; medians of {rounds} rounds of {seconds:g} s. Ratios are tristage / "
         "perf_analyzer within a round; the ratio of the best is that of the two best medians, which other work on the "
         "machine disturbs least. `identity` answers what it is sent: what remains is what a load tester and its "
         "protocol cost, and the last column leaves that out of both p50. `five_ms` sleeps 5 ms before.",
@@ -193,6 +195,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("repositories", nargs="*", type=Path, help="repositories to serve besides the identity model")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each round")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="in which the two take turns")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1])
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder that loadtest.json and .md go to")
     options = parser.parse_args()
@@ -206,9 +209,9 @@ def main() -> None:
         lines = [
             found
             for repository in (*own, *repositories)
-            for found in compare(repository, program, options.concurrency, options.seconds)
+            for found in compare(repository, program, options.concurrency, options.seconds, options.rounds)
         ]
-    text = report(beyond_identity(lines), options.seconds)
+    text = report(beyond_identity(lines), options.seconds, options.rounds)
     (options.output / "loadtest.md").write_text(text, encoding="utf-8")
     (options.output / "loadtest.json").write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
     print(text)
