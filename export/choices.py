@@ -66,9 +66,8 @@ def choose(
         asked["instances"] = instances
     count = asked.get("instances", 1)
     backend = backend_of(model, target, count)
-    gpu = target.gpu and bool(model.on_gpu)
     torch = target.torch and not isinstance(model.graph, WorkflowFile)
-    gpu = torch if target.torch else gpu
+    gpu = torch if target.torch else target.gpu and bool(model.on_gpu)
     found = {
         "backend": (backend, "torch has the GPU in a process of its own" if torch else _BACKENDS[backend]),
         "device": ("GPU" if gpu else "CPU", _device(model, target)),

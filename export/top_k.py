@@ -50,6 +50,11 @@ class TopK:
         names = [f"{output.name}{n if self.k > 1 else ''}" for output in self.outputs for n in range(self.k)]
         return tuple(map(Column, names, column_dtypes(self.outputs)))
 
+    @property
+    def _taken(self) -> list[tuple[str, str]]:
+        """The feeds that the best are taken of, and their types, in the order of `outputs`."""
+        return [(SCORES, "float32"), *((CARRIED + name, dtype) for name, dtype in self.carried)]
+
     def predict(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """What NumPy answers for feeds [rows, candidates]: [rows, n] for each part."""
         scores = feeds[SCORES]
@@ -59,10 +64,9 @@ class TopK:
         ranked = np.where(allowed, np.maximum(scores, np.float32(_LOWEST)), -np.inf)
         best = np.argsort(-ranked, axis=1, kind="stable")[:, : self.k]  # of equal scores the earlier candidate's
         taken = np.take_along_axis(allowed, best, axis=1)
-        wide = [(SCORES, "float32"), *((CARRIED + name, dtype) for name, dtype in self.carried)]
         made = [
             np.where(taken, np.take_along_axis(feeds[name], best, axis=1), np.array(_NONE[dtype], dtype))
-            for name, dtype in wide
+            for name, dtype in self._taken
         ]
         return [np.concatenate([made[at] for at in part.outputs], axis=1) for part in self.parts]
 
@@ -77,7 +81,6 @@ class TopK:
         _, best = graph.add_many("TopK", ranked, graph.constant(np.array([self.k])), outputs=2, axis=1)
         whole = graph.add("GatherElements", graph.cast(allowed, "bool", "int64"), best, axis=1)
         taken = graph.cast(whole, "int64", "bool")
-        wide = [(SCORES, "float32"), *((CARRIED + name, dtype) for name, dtype in self.carried)]
         made = [
             graph.add(
                 "Where",
@@ -85,6 +88,6 @@ class TopK:
                 graph.add("GatherElements", feeds[name], best, axis=1),
                 graph.scalar(_NONE[dtype], dtype),
             )
-            for name, dtype in wide
+            for name, dtype in self._taken
         ]
         return tuple(graph.concat([made[at] for at in part.outputs]) for part in self.parts)

@@ -36,7 +36,17 @@ from tristage.serving.recurrence.call import Recurrence
 from tristage.serving.search import Search
 from tristage.serving.source import Source
 
-__all__ = ["Asked", "OpenPart", "Program", "Sided", "open_compiled", "open_part", "sides"]
+__all__ = [
+    "Asked",
+    "OpenPart",
+    "Program",
+    "Sided",
+    "asked_of_forest",
+    "made_by_forest",
+    "open_compiled",
+    "open_part",
+    "sides",
+]
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -82,15 +92,12 @@ class Asked:
     @property
     def inputs(self) -> tuple[Tensor, ...]:
         """The rows, and their groups where groups have forests of their own."""
-        rows = Tensor(self.call.rows, "TYPE_FP32", np.dtype(np.float32), self.engines[-1][1].features)
-        if self.call.group is None:
-            return (rows,)
-        return rows, Tensor(self.call.group, "TYPE_INT64", np.dtype(np.int64), 1)
+        return asked_of_forest(self.call, self.engines[-1][1].features)
 
     @property
     def outputs(self) -> tuple[Tensor, ...]:
         """The answers."""
-        return (Tensor(self.call.output, "TYPE_FP32", np.dtype(np.float32), self.engines[-1][1].outputs),)
+        return made_by_forest(self.call, self.engines[-1][1].outputs)
 
     def run(self, tensors: Mapping[str, NDArray[Any]]) -> Tensors:
         """Ask the engine that is chosen for so many rows; raises GraphError."""
@@ -101,6 +108,17 @@ class Asked:
             return {self.call.output: engine.predict(rows, group)}
         except ForestError as error:
             raise GraphError(f"the forest of step {self.call.step} cannot be evaluated: {error}") from error
+
+
+def asked_of_forest(call: ForestCall, features: int) -> tuple[Tensor, ...]:
+    """What a call reads: the rows, and their groups where groups have forests of their own."""
+    rows = Tensor(call.rows, "TYPE_FP32", np.dtype(np.float32), features)
+    return (rows,) if call.group is None else (rows, Tensor(call.group, "TYPE_INT64", np.dtype(np.int64), 1))
+
+
+def made_by_forest(call: ForestCall, outputs: int) -> tuple[Tensor, ...]:
+    """What a call makes: the answers."""
+    return (Tensor(call.output, "TYPE_FP32", np.dtype(np.float32), outputs),)
 
 
 OpenPart = Asked | Graph | Columns | Recurrence | Search | Candidates | Features | Source

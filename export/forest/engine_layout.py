@@ -10,24 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tristage.export.forest.engine_nodes import EngineRefusal, Nodes
+from tristage.serving.forest.packed import HEAP, LANES, LINKED, LOWER, NODE, ROOT, SEARCH, UNIT
 
-__all__ = ["SLOT", "Columns", "Layout", "lay_out", "rank_nodes"]
+__all__ = ["Columns", "Layout", "lay_out", "rank_nodes"]
 
-LANES, FAN, LOWER, LINKED, SPARE = 16, 16, 4, 5, 7  # as in packed.h
+FAN, SPARE = 16, 7  # as in packed.h
 DEEPEST = 8  # levels of a tree in heaps; deeper ones are linked
 KEYS = 32766  # thresholds in one look-up: ranks have 15 bits, the highest is NaN's
 ALWAYS, NEVER = 32766, 32767  # ranks of a node that sends all but NaN left, and of one that sends all left
 COLUMNS = 65536 // LANES
-
-SEARCH = np.dtype([("feature", "<u4"), ("count", "<u4"), ("key", "<u4"), ("low", "<u2"), ("high", "<u2")])
-SLOT = np.dtype(
-    [(name, "<u4") for name in ("upper", "single", "trees", "first_upper", "first", "unused")]
-    + [(name, "<f8") for name in ("start", "scale", "offset")]
-)
-HEAP = np.dtype([("column", "<u2", (16,)), ("rank", "<u2", (16,))])
-UNIT = np.dtype([("column", "<u2", (16,)), ("rank", "<u2", (16,)), ("leaf", "<f4", (16,))])
-NODE = np.dtype([("column", "<u2"), ("rank", "<u2"), ("next", "<u4")])
-ROOT = np.dtype([("node", "<u4"), ("levels", "<u4")])
 
 
 @dataclass(frozen=True)

@@ -15,18 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tristage.export.forest.engine_layout import SLOT, lay_out, rank_nodes
+from tristage.export.forest.engine_layout import lay_out, rank_nodes
 from tristage.export.forest.engine_nodes import EngineRefusal, Tree, join, read_trees
 from tristage.export.forest.model import ForestSet
 from tristage.serving.forest import available
+from tristage.serving.forest.packed import FOREST, GROUP, HEADER, LINE, SLOT
 
 __all__ = ["EngineRefusal", "Member", "members", "pack", "pack_forests", "slots_of"]
-
-GROUP = np.dtype([(name, "<u4") for name in ("slot", "slots", "forest", "forests")])
-FOREST = np.dtype(
-    [(name, "<u4") for name in ("slot", "width", "output", "postprocessor")] + [("alpha", "<f8"), ("weight", "<f8")]
-)
-_HEADER = 128  # bytes
 
 # Treelite's postprocessor -> the engine's number for it, whether sigmoid_alpha scales what it is given
 POSTPROCESSORS = {
@@ -125,14 +120,14 @@ def pack(forests: Sequence[Member], features: int) -> bytes:
     sections: list[NDArray[Any]] = [groups, columns.searches, table_of_slots, table, columns.keys]
     sections += [layout.uppers, layout.units, layout.nodes, layout.roots]
     body = b"".join(map(_whole_lines, (*sections[:-1], layout.values, layout.roots)))
-    counts = struct.pack("<13Q", _HEADER + len(body), features, columns.count, outputs, *map(len, sections))
-    rest = counts.ljust(_HEADER - 16, b"\0") + body
+    counts = struct.pack("<13Q", HEADER + len(body), features, columns.count, outputs, *map(len, sections))
+    rest = counts.ljust(HEADER - 16, b"\0") + body
     return struct.pack("<8sII", b"tristree", 1, zlib.crc32(rest)) + rest
 
 
 def _whole_lines(section: NDArray[Any]) -> bytes:
     data = section.tobytes()
-    return data + b"\0" * (-len(data) % 64)
+    return data + b"\0" * (-len(data) % LINE)
 
 
 def slots_of(model: Any, classes: Sequence[int]) -> list[tuple[Any, ...]]:

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tristage.export.forest.engine_layout import SLOT
 from tristage.export.forest.engine_nodes import EngineRefusal, Nodes, Tree, join, read_trees
 from tristage.export.forest.model import ForestSet
 from tristage.export.forest.to_engine import slots_of
+from tristage.serving.forest.packed import SLOT
 
 __all__ = ["onedal_arrays"]
 

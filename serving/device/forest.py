@@ -16,25 +16,24 @@ from numpy.typing import NDArray
 
 from tristage.serving.device.walk import Trees, walk
 from tristage.serving.forest import ForestError
+from tristage.serving.forest.packed import (
+    FOREST,
+    GROUP,
+    HEADER,
+    HEAP,
+    LANES,
+    LINE,
+    NODE,
+    ROOT,
+    SEARCH,
+    SLOT,
+    UNIT,
+)
 from tristage.serving.packed_file import map_packed
 
 __all__ = ["DeviceForest"]
 
-_HEADER, _LINE = 128, 64
-_LANES, _LINKED, _HIGHEST = 16, 5, 0x7FFF  # as in serving/forest/packed.h
-_GROUP = np.dtype([(name, "<u4") for name in ("slot", "slots", "forest", "forests")])
-_SEARCH = np.dtype([("feature", "<u4"), ("count", "<u4"), ("key", "<u4"), ("low", "<u2"), ("high", "<u2")])
-_SLOT = np.dtype(
-    [(name, "<u4") for name in ("upper", "single", "trees", "first_upper", "first", "unused")]
-    + [(name, "<f8") for name in ("start", "scale", "offset")]
-)
-_FOREST = np.dtype(
-    [(name, "<u4") for name in ("slot", "width", "output", "postprocessor")] + [("alpha", "<f8"), ("weight", "<f8")]
-)
-_HEAP = np.dtype([("column", "<u2", (16,)), ("rank", "<u2", (16,))])
-_UNIT = np.dtype([("column", "<u2", (16,)), ("rank", "<u2", (16,)), ("leaf", "<f4", (16,))])
-_NODE = np.dtype([("column", "<u2"), ("rank", "<u2"), ("next", "<u4")])
-_ROOT = np.dtype([("node", "<u4"), ("levels", "<u4")])
+_HIGHEST = 0x7FFF  # NaN's rank in a high column
 _IDENTITY, _SIGMOID, _EXPONENTIAL, _SOFTMAX = range(4)
 
 
@@ -147,18 +146,18 @@ class DeviceForest:
         names = ("groups", "searches", "slots", "forests", "keys", "uppers", "units", "nodes", "roots")
         many = dict(zip(names, counts, strict=True))
         sections: list[tuple[np.dtype[Any], str]] = [
-            (_GROUP, "groups"),
-            (_SEARCH, "searches"),
-            (_SLOT, "slots"),
-            (_FOREST, "forests"),
+            (GROUP, "groups"),
+            (SEARCH, "searches"),
+            (SLOT, "slots"),
+            (FOREST, "forests"),
         ]
-        sections += [(np.dtype("<f4"), "keys"), (_HEAP, "uppers"), (_UNIT, "units"), (_NODE, "nodes")]
-        sections += [(np.dtype("<f4"), "nodes"), (_ROOT, "roots")]
-        at = _HEADER
+        sections += [(np.dtype("<f4"), "keys"), (HEAP, "uppers"), (UNIT, "units"), (NODE, "nodes")]
+        sections += [(np.dtype("<f4"), "nodes"), (ROOT, "roots")]
+        at = HEADER
         read: list[NDArray[Any]] = []
         for dtype, name in sections:
             read.append(np.frombuffer(packed, dtype, many[name], at))
-            at += -(-dtype.itemsize * many[name] // _LINE) * _LINE
+            at += -(-dtype.itemsize * many[name] // LINE) * LINE
         groups, searches, slots, forests, keys, uppers, units, nodes, values, roots = read
         group_of = np.zeros(len(slots), np.int64)
         for number, group in enumerate(groups):
@@ -211,7 +210,7 @@ class DeviceForest:
 
 def _words(nodes: NDArray[Any]) -> NDArray[np.int32]:
     """Columns and ranks of nodes in a word each: the column above 15 bits of rank."""
-    return ((nodes["column"].astype(np.int32) // _LANES) << 15 | nodes["rank"].astype(np.int32)).reshape(-1)
+    return ((nodes["column"].astype(np.int32) // LANES) << 15 | nodes["rank"].astype(np.int32)).reshape(-1)
 
 
 def _searches(searches: NDArray[Any], keys: NDArray[np.float32], columns: int, device: torch.device) -> Searches:

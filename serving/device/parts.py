@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
 
 from tristage.serving.candidates import Candidates
@@ -19,7 +18,7 @@ from tristage.serving.device.tables import Budget
 from tristage.serving.device.texts import cut_texts, open_model
 from tristage.serving.forest import ForestError
 from tristage.serving.graph import GraphError, Runnable, Tensor
-from tristage.serving.program import OpenPart, Sided, open_part
+from tristage.serving.program import OpenPart, Sided, asked_of_forest, made_by_forest, open_part
 from tristage.serving.program_file import CandidatesCall, ColumnsCall, ForestCall, Part, RecurrenceCall
 
 __all__ = ["AskedForest", "DevicePart", "HostPart", "Place"]
@@ -57,15 +56,12 @@ class AskedForest:
     @property
     def inputs(self) -> tuple[Tensor, ...]:
         """The rows, and their groups where groups have forests of their own."""
-        rows = Tensor(self.call.rows, "TYPE_FP32", np.dtype(np.float32), self.forest.features)
-        if self.call.group is None:
-            return (rows,)
-        return rows, Tensor(self.call.group, "TYPE_INT64", np.dtype(np.int64), 1)
+        return asked_of_forest(self.call, self.forest.features)
 
     @property
     def outputs(self) -> tuple[Tensor, ...]:
         """The answers."""
-        return (Tensor(self.call.output, "TYPE_FP32", np.dtype(np.float32), self.forest.outputs),)
+        return made_by_forest(self.call, self.forest.outputs)
 
     @property
     def reads(self) -> tuple[str, ...]:

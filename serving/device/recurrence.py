@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tristage.serving.device.operators import Faults
+from tristage.serving.device.operators import Faults, within
 from tristage.serving.device.tables import Table
 from tristage.serving.graph import GraphError, Tensor
 from tristage.serving.packed_file import map_packed
 from tristage.serving.program_file import RecurrenceCall
+from tristage.serving.recurrence.call import asked_of, made_by
 
 __all__ = ["DeviceRecurrence"]
 
@@ -107,15 +108,12 @@ class DeviceRecurrence:
     @property
     def inputs(self) -> tuple[Tensor, ...]:
         """Ids or projected inputs, and the mask."""
-        kind, dtype = ("TYPE_FP32", np.float32) if self.table is None else ("TYPE_INT64", np.int64)
-        its = (Tensor(self.call.inputs, kind, np.dtype(dtype), 0),)
-        return its if self.call.mask is None else (*its, Tensor(self.call.mask, "TYPE_BOOL", np.dtype(bool), 0))
+        return asked_of(self.call, by_id=self.table is not None)
 
     @property
     def outputs(self) -> tuple[Tensor, ...]:
         """States."""
-        floats = np.dtype(np.float32)
-        return tuple(Tensor(tensor, "TYPE_FP32", floats, self.width) for tensor in self.call.makes.values())
+        return made_by(self.call, self.width)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -145,10 +143,8 @@ class DeviceRecurrence:
     def _given(self, inputs: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
         """Step by step, the projected inputs [rows, gates * width]."""
         if self.table is not None:
-            size = len(self.table)
-            kept = inputs.clamp(-size, size - 1)
-            self.faults.add(f"an id of {self.call.inputs} is not in its table", kept != inputs)
-            inputs = torch.where(kept < 0, kept + size, kept)
+            what = f"an id of {self.call.inputs} is not in its table"
+            inputs = within(inputs, len(self.table), what, self.faults)
         steps = range(inputs.shape[1])
         for step in reversed(steps) if self.backwards else steps:
             yield step, inputs[:, step] if self.table is None else self.table.rows(inputs[:, step])

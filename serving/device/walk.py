@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tristage.serving.forest.packed import LINKED, LOWER
+
 __all__ = ["Trees", "walk"]
 
-_LINKED, _LOWER, _RANK = 5, 4, 0x7FFF  # as in serving/forest/packed.h
+_RANK = 0x7FFF  # of a word, below the column
 _CHUNK = 64  # trees that one program of the kernel adds up
 _TILE = 1 << 24  # walks side by side, where torch's operators walk
 
@@ -91,7 +93,7 @@ class Trees:
         for number, slot in enumerate(slots):
             upper, trees = int(slot["upper"]), int(slot["trees"])
             first, first_upper = int(slot["first"]), int(slot["first_upper"])
-            is_linked = upper == _LINKED
+            is_linked = upper == LINKED
             for tree in range(trees):
                 place = int(roots["node"][first + tree]) if is_linked else first + (tree << upper)
                 by_kind.setdefault(upper, []).append((number, first_upper + tree, place))
@@ -110,10 +112,10 @@ class Trees:
         kinds = []
         for upper, trees_of in sorted(by_kind.items()):
             slot_of, heaps, places = np.array(trees_of).T
-            levels = int(roots["levels"].max()) if upper == _LINKED else 0
+            levels = int(roots["levels"].max()) if upper == LINKED else 0
             kinds.append(
                 Kind(
-                    None if upper == _LINKED else upper,
+                    None if upper == LINKED else upper,
                     levels,
                     put(slot_of, np.int64),
                     put(heaps, np.int64),
@@ -179,7 +181,7 @@ def _complete(trees: Trees, kind: Kind, upper: int, ranks: torch.Tensor) -> torc
     """Leaves [trees, rows] of complete trees."""
     at = _descend(trees.uppers, kind.first_upper[:, None] * 16, upper, ranks)
     unit = (kind.first[:, None] + at - (1 << upper)) * 16
-    at = _descend(trees.units, unit, _LOWER, ranks)
+    at = _descend(trees.units, unit, LOWER, ranks)
     return trees.leaves[unit + at - 16]
 
 

@@ -14,7 +14,7 @@ from tristage.serving.graph import GraphError, Tensor
 from tristage.serving.program_file import RecurrenceCall
 from tristage.serving.recurrence.engine import RecurrenceEngine, RecurrenceError
 
-__all__ = ["Recurrence"]
+__all__ = ["Recurrence", "asked_of", "made_by"]
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,12 @@ class Recurrence:
     @property
     def inputs(self) -> tuple[Tensor, ...]:
         """What it reads."""
-        kind, dtype = ("TYPE_INT64", np.int64) if self.engine.rows else ("TYPE_FP32", np.float32)
-        reads = (Tensor(self.call.inputs, kind, np.dtype(dtype), 0),)
-        return reads if self.call.mask is None else (*reads, Tensor(self.call.mask, "TYPE_BOOL", np.dtype(bool), 0))
+        return asked_of(self.call, by_id=bool(self.engine.rows))
 
     @property
     def outputs(self) -> tuple[Tensor, ...]:
         """What it makes."""
-        floats = np.dtype(np.float32)
-        return tuple(Tensor(tensor, "TYPE_FP32", floats, self.engine.width) for tensor in self.call.makes.values())
+        return made_by(self.call, self.engine.width)
 
     def run(self, tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Answer rows.
@@ -63,3 +60,15 @@ class Recurrence:
         except RecurrenceError as error:
             raise GraphError(f"the graph cannot be evaluated: {error}") from error
         return {tensor: made[name] for name, tensor in self.call.makes.items()}
+
+
+def asked_of(call: RecurrenceCall, *, by_id: bool) -> tuple[Tensor, ...]:
+    """What a call reads: ids, or projected inputs, and the mask where it has one."""
+    kind, dtype = ("TYPE_INT64", np.int64) if by_id else ("TYPE_FP32", np.float32)
+    reads = (Tensor(call.inputs, kind, np.dtype(dtype), 0),)
+    return reads if call.mask is None else (*reads, Tensor(call.mask, "TYPE_BOOL", np.dtype(bool), 0))
+
+
+def made_by(call: RecurrenceCall, width: int) -> tuple[Tensor, ...]:
+    """What a call makes: states of so many numbers."""
+    return tuple(Tensor(tensor, "TYPE_FP32", np.dtype(np.float32), width) for tensor in call.makes.values())

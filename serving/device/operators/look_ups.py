@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from tristage.serving.device.operators.bits import as_signed, like
-from tristage.serving.device.operators.registry import Node, Run, Unsupported, operator
+from tristage.serving.device.operators.registry import Node, Run, Unsupported, operator, within
 from tristage.serving.device.tables import Table
 
 
@@ -63,12 +63,9 @@ def _scatter_elements(node: Node) -> Run:
 
 
 def _within(node: Node, index: torch.Tensor, size: int) -> torch.Tensor:
-    """Indices, those below 0 counted from the end, as int64; what is out of range is a fault and becomes any row."""
-    index = index.to(torch.int64)
-    kept = index.clamp(-size, size - 1)
-    if index.device.type == node.device.type:  # else they are sizes, which stay on the host
-        node.faults.add(f"an index of {node.name} is out of range", kept != index)
-    return torch.where(kept < 0, kept + size, kept)
+    """Indices of rows, or of sizes, which stay on the host."""
+    faults = node.faults if index.device.type == node.device.type else None
+    return within(index.to(torch.int64), size, f"an index of {node.name} is out of range", faults)
 
 
 @operator("ai.onnx.ml:LabelEncoder")

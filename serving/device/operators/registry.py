@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["OPERATORS", "SIZES", "Faults", "Node", "Unsupported", "operator"]
+__all__ = ["OPERATORS", "SIZES", "Faults", "Node", "Unsupported", "operator", "within"]
 
 Run = Callable[..., Any]
 
@@ -33,6 +33,21 @@ class Faults:
         found, self._found = self._found, []
         flags = torch.stack([wrong for _, wrong in found]) if found else None
         return tuple(what for what, _ in found), flags
+
+
+def within(index: torch.Tensor, size: int, what: str, faults: Faults | None) -> torch.Tensor:
+    """Indices, those below 0 counted from the end; what is out of range is a fault and becomes any row.
+
+    Args:
+        index: int64.
+        size: rows that there are.
+        what: what a fault is called.
+        faults: takes it; None where the indices are no row's.
+    """
+    kept = index.clamp(-size, size - 1)
+    if faults is not None:
+        faults.add(what, kept != index)
+    return torch.where(kept < 0, kept + size, kept)
 
 
 @dataclass(frozen=True)

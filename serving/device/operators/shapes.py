@@ -108,13 +108,12 @@ def _slice(node: Node) -> Run:
         for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
             axis, step = (number if axes is None else axes[number]), (1 if steps is None else steps[number])
             taken = range(x.shape[axis])[slice(start, end if step > 0 or end >= -x.shape[axis] else None, step)]
+            before = (slice(None),) * (axis % x.dim())
             if step > 0:
-                x = x[(slice(None),) * (axis % x.dim()) + (slice(taken.start, taken.stop, taken.step),)]
+                x = x[(*before, slice(taken.start, taken.stop, step))]
             else:  # torch counts no slices down
-                back = (
-                    x[(slice(None),) * (axis % x.dim()) + (slice(taken[-1], taken[0] + 1, -step),)] if taken else None
-                )
-                x = x.narrow(axis, 0, 0) if back is None else back.flip(axis)
+                low, high = (taken[-1], taken[0] + 1) if taken else (0, 0)
+                x = x[(*before, slice(low, high, -step))].flip(axis)
         return x
 
     return cut
@@ -160,10 +159,10 @@ def _range(node: Node) -> Run:
     return lambda start, end, step: torch.arange(*start, *end, *step, device=node.device)
 
 
-@operator("Trilu")
+@operator("Trilu", sizes=(1,))
 def _trilu(node: Node) -> Run:
     keep = torch.triu if node.says.get("upper", 1) else torch.tril
-    return lambda x, k=None: keep(x, 0 if k is None else int(k))
+    return lambda x, k=None: keep(x, 0 if k is None else k[0])
 
 
 _REDUCE: dict[str, Any] = {
