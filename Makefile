@@ -34,6 +34,7 @@ sanitize: install  ## run the engines' tests under sanitizers and valgrind
 check: install  ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/hadolint docker/Dockerfile* tests/containers/*.Dockerfile
 	cd $(VENV) && bin/mypy --config-file ../pyproject.toml -p tristage
 
 format: install  ## rewrite the sources in the project's format

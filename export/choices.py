@@ -14,8 +14,9 @@ from tristage.serving.workflow_file import WorkflowFile
 from tristage.targets import Target
 from tristage.triton_settings import Choice, TritonSettings
 
-__all__ = ["Chosen", "backend_of", "choose", "choose_ensemble"]
+__all__ = ["MAX_WAITING", "Chosen", "backend_of", "choose", "choose_ensemble"]
 
+MAX_WAITING = 1024
 _SAID = "the stack says so"
 
 
@@ -45,7 +46,13 @@ class Chosen:
 
 
 def choose(
-    model: PlacedModel, max_batch: int, target: Target, said: TritonSettings, instances: int | None = None
+    model: PlacedModel,
+    max_batch: int,
+    target: Target,
+    said: TritonSettings,
+    instances: int | None = None,
+    *,
+    sole: bool = False,
 ) -> Chosen:
     """Every setting of a model.
 
@@ -55,6 +62,7 @@ def choose(
         target: where it is served.
         said: what the stack says.
         instances: of every model, unless the stack says otherwise of its step.
+        sole: whether the stack is this one model.
 
     Raises:
         StackError: the stack says something that the model's backend does not do, or says two things of steps that
@@ -66,16 +74,23 @@ def choose(
         asked["instances"] = instances
     count = asked.get("instances", 1)
     backend = backend_of(model, target, count)
-    torch = target.torch and not isinstance(model.graph, WorkflowFile)
-    gpu = torch if target.torch else target.gpu and bool(model.on_gpu)
+    device = asked.pop("device", None)
+    if device == "gpu" and not _can_gpu(model, target):
+        if "device" in own:
+            raise _not_here(model, "device: gpu", _device(model, target))
+        device = None
+    gpu = _default_gpu(model, target) if device is None else device == "gpu"
+    torch = target.torch and gpu
     found = {
         "backend": (backend, "torch has the GPU in a process of its own" if torch else _BACKENDS[backend]),
-        "device": ("GPU" if gpu else "CPU", _device(model, target)),
+        "device": ("GPU" if gpu else "CPU", _device(model, target) if device is None else _SAID),
         "instances": (count, "one keeps the GPU busy with large batches" if gpu else "one for a core; more on request"),
         "preferred_batch": ((), "requests that wait are joined, however many they are"),
         "queue_delay_us": (0, "waiting for others only adds to the time of an answer"),
-        "max_queue": (None, "with a bound Triton 2.51 lets a request wait up to 500 ms at an idle model"),
-        "warmup": _warmup(gpu, max_batch, BUCKETS if torch else ()),
+        "max_queue": _max_queue(backend, sole),
+        "warmup": ((), "NVTabular is asked for a row while it is loaded")
+        if isinstance(model.graph, WorkflowFile)
+        else _warmup(gpu, max_batch, BUCKETS if torch else ()),
         "accelerator": (None, "TensorRT answers otherwise by more than 1e-5, so it is used on request"),
         "cuda_graphs": (True, f"a call of at most {BUCKETS[-1]} rows is one launch instead of thousands")
         if torch
@@ -128,6 +143,14 @@ def backend_of(model: PlacedModel, target: Target, instances: int) -> str:
     return "tristage" if instances == 1 and not target.gpu else "python"
 
 
+def _max_queue(backend: str, sole: bool) -> tuple[int | None, str]:
+    if backend != "tristage":
+        return None, "with a bound Triton 2.51 lets a request wait up to 500 ms at an idle model"
+    if not sole:
+        return None, "of a request that one model refuses while others compute, Triton 2.51 keeps the memory"
+    return MAX_WAITING, "who comes behind so many waits longer than it is worth: it is told at once"
+
+
 _BACKENDS = {
     "fil": "Triton's own backend of forests",
     "onnxruntime": "Triton's own backend of graphs",
@@ -141,17 +164,28 @@ _NO_GRAPHS = {
     "pytorch": "the backend has none",
     "tensorflow": "the backend has none",
     "tristage": "there is no GPU",
-    "python": "there is no GPU",
+    "python": "there is no GPU, or NVTabular uses it",
 }
 
 
 def _device(model: PlacedModel, target: Target) -> str:
     if not target.gpu:
         return f"{target.name} has no GPU"
+    if isinstance(model.graph, WorkflowFile):
+        return (
+            "cuDF, which PyPI has not in NVTabular's version" if target.torch else "NVTabular's frames are cuDF's there"
+        )
     if target.torch:
-        nvtabular = isinstance(model.graph, WorkflowFile)
-        return "NVTabular itself serves the workflow" if nvtabular else "all but texts, indexes and stores of features"
+        return "all but texts, indexes and stores of features"
     return "forests and nets" if model.on_gpu else "texts, and look-ups by them, cannot be on a GPU"
+
+
+def _can_gpu(model: PlacedModel, target: Target) -> bool:
+    return target.gpu and not (target.torch and isinstance(model.graph, WorkflowFile))
+
+
+def _default_gpu(model: PlacedModel, target: Target) -> bool:
+    return _can_gpu(model, target) and (target.torch or bool(model.on_gpu))
 
 
 def _warmup(gpu: bool, max_batch: int, replayed: tuple[int, ...]) -> tuple[tuple[int, ...], str]:

@@ -13,6 +13,8 @@ from tristage.export.choices import Chosen
 from tristage.export.net.backends import BACKENDS
 from tristage.export.net.native import NativeNet
 from tristage.export.place import Checkpoint, PlacedModel, Placement, Tensor
+from tristage.serving.backend import MAX_QUEUE
+from tristage.serving.workflow_file import WorkflowFile
 
 __all__ = ["CHECKPOINT_FILE", "devices", "ensemble_config", "model_config", "read_config", "read_configs"]
 
@@ -33,8 +35,12 @@ def model_config(model: PlacedModel, max_batch: int, chosen: Chosen) -> str:
         file, platform, parameters = its.file, its.platform, its.parameters(chosen.instances)
     elif chosen.backend == "onnxruntime":
         file, parameters = "graph.onnx", _ONNX_RUNTIME
+    elif chosen.gpu and isinstance(model.graph, WorkflowFile):
+        parameters = {"device": "cuda", "FORCE_CPU_ONLY_INPUT_TENSORS": "no"}
     elif chosen.gpu:
         parameters = {"device": "cuda", "cuda_graphs": "1" if chosen.cuda_graphs else "0"}
+    elif chosen.backend == "tristage" and chosen.max_queue is not None:
+        parameters = {MAX_QUEUE: str(chosen.max_queue)}
     inputs, outputs = _own_names(model)
     flat = _flat(model)
     rows = pb.ModelTensorReshape()  # of no dimension but the rows
@@ -76,11 +82,13 @@ def _instances(pb: Any, chosen: Chosen) -> Any:
 def _batching(pb: Any, chosen: Chosen) -> Any:
     """No queue policy unless it is asked for: one with a size or a timeout turns Triton's prefetching off.
 
+    tristage's own backend bounds its queue itself.
+
     So it does by priority or with a delay too, and then a request that comes just as the last one is answered waits for
     the batcher's 500 ms timer (seen with 2.51).
     """
     policy = None
-    if chosen.max_queue is not None:
+    if chosen.max_queue is not None and chosen.backend != "tristage":
         policy = pb.ModelQueuePolicy(max_queue_size=chosen.max_queue)
     return pb.ModelDynamicBatching(
         preferred_batch_size=chosen.preferred_batch,

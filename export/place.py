@@ -75,7 +75,7 @@ class PlacedModel:
         columns: output tensor -> the columns that lie side by side in it, each as (step, column); empty where a step
             is made of several models.
         stages: step -> how many engines it has to wait for, one after the other; of fused steps.
-        on_gpu: those of its steps that are worth a GPU: forests and nets.
+        on_gpu: those of its steps that are worth a GPU: forests, nets, and workflows that NVTabular itself serves.
         alone: whether a backend of Triton's own answers it, so that no engine of tristage's does.
     """
 
@@ -153,7 +153,7 @@ def place(lowered: LoweredStack, max_batch: int, *, native: bool = False) -> Pla
                     for port in ports[step.name]
                 },
                 stages={step.name: 0},
-                on_gpu=frozenset({step.name} if isinstance(step.body, (ForestSet, Net)) else ()),
+                on_gpu=frozenset({step.name} if _on_gpu(step, graph) else ()),
             )
         )
     clash = [name for name in lowered.outputs if name in inputs]
@@ -162,6 +162,10 @@ def place(lowered: LoweredStack, max_batch: int, *, native: bool = False) -> Pla
     outputs = tuple(answer.column for answer in lowered.outputs.values())
     signature = Signature(stack, max_batch, tuple(inputs.values()), outputs)
     return Placement(signature, tuple(models), lowered.tables)
+
+
+def _on_gpu(step: LoweredStep, graph: onnx.ModelProto | WorkflowFile) -> bool:
+    return isinstance(graph, WorkflowFile) or isinstance(step.body, (ForestSet, Net))
 
 
 def fuse(placement: Placement) -> Placement:

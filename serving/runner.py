@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tristage.errors import RepositoryError
+from tristage.serving.device_frames import DeviceFrames
 from tristage.serving.graph import GraphError, Runnable, Tensor, decode
 from tristage.serving.interpreted import Interpreter
 from tristage.serving.program import open_compiled
@@ -41,12 +42,14 @@ class TritonPythonModel:
         folder = Path(args["model_repository"]) / args["model_version"]
         said = {name: entry["string_value"] for name, entry in config.get("parameters", {}).items()}
         self._graph = open_on_device(folder, said, args) if "device" in said else open_folder(folder)
+        its = self._graph.frames if isinstance(self._graph, Interpreter) else None
+        self._frames = its if isinstance(its, DeviceFrames) else None  # else tensors are NumPy's
         self._tables = table_counters(self._triton, self._graph)
         check_config(self._graph, config)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer every request, in order; one that fails gets an error of its own."""
-        answers = evaluate(self._graph, [_read(self._graph, request) for request in requests])
+        answers = evaluate(self._graph, [_read(self._graph, request, self._frames) for request in requests])
         self._tables()
         return [self._respond(request, answer) for request, answer in zip(requests, answers, strict=True)]
 
@@ -55,8 +58,13 @@ class TritonPythonModel:
             return self._triton.InferenceResponse(output_tensors=[], error=self._triton.TritonError(str(answer)))
         wanted = set(request.requested_output_names())
         return self._triton.InferenceResponse(
-            output_tensors=[self._triton.Tensor(name, array) for name, array in answer.items() if name in wanted]
+            output_tensors=[self._tensor(name, array) for name, array in answer.items() if name in wanted]
         )
+
+    def _tensor(self, name: str, array: Any) -> Any:
+        if self._frames is not None:
+            return self._frames.given(self._triton, name, array)
+        return self._triton.Tensor(name, array)
 
 
 def read(
@@ -82,8 +90,10 @@ def read(
     return tensors
 
 
-def _read(graph: Runnable, request: Any) -> Tensors | GraphError:
+def _read(graph: Runnable, request: Any, frames: DeviceFrames | None) -> Tensors | GraphError:
     def array(tensor: Tensor, held: Any) -> NDArray[Any]:
+        if frames is not None and tensor.dtype != object:
+            return frames.taken(held)  # type: ignore[no-any-return]
         values: NDArray[Any] = held.as_numpy()
         return decode(values, tensor.name) if tensor.dtype == object else values
 
@@ -100,13 +110,27 @@ def open_folder(folder: Path) -> Runnable:
     threads = int(os.environ.get("TRISTAGE_THREADS", "1"))
     if not file.is_file():
         return open_compiled(folder, threads)
+    return open_workflow(file, None)
+
+
+def open_workflow(file: Path, device: str | None) -> Interpreter:
+    """Open the workflow that a `workflow.json` names.
+
+    Args:
+        file: the `workflow.json`.
+        device: where NVTabular computes, as `DeviceFrames.open` takes it; None for pandas, and for Triton tensors that
+            are NumPy's.
+
+    Raises:
+        GraphError: it cannot be opened, or nobody has said that it may be read.
+    """
     if os.environ.get(TRUST) != "1":
         raise GraphError(
             f"{file} names a saved workflow, a pickle, and reading one runs it: tristage serve --trust allows that "
             f"(elsewhere, {TRUST}=1 in the environment)"
         )
     try:
-        return Interpreter.open(WorkflowFile.read(file))
+        return Interpreter.open(WorkflowFile.read(file), None if device is None else DeviceFrames.open(device))
     except RepositoryError as error:
         raise GraphError(str(error)) from error
 
@@ -121,17 +145,20 @@ def open_on_device(folder: Path, said: Mapping[str, str], args: Mapping[str, str
         args: what Triton says of the instance.
 
     Raises:
-        GraphError: torch is not installed, the GPU cannot be used, or what lies there cannot be opened.
+        GraphError: torch, or for a workflow cuDF, is not installed, the GPU cannot be used, or what lies there cannot
+            be opened.
     """
+    device = said["device"]
+    if device == "cuda":
+        device = f"cuda:{args['model_instance_device_id']}"
+    if (folder / WORKFLOW_FILE).is_file():
+        return open_workflow(folder / WORKFLOW_FILE, device)
     try:
         from tristage.serving.device.program import DeviceProgram
     except ModuleNotFoundError as error:
         raise GraphError(
             f"{error.name} is not installed; a model on a GPU needs pip install 'tristage[gpu]'"
         ) from error
-    device = said["device"]
-    if device == "cuda":
-        device = f"cuda:{args['model_instance_device_id']}"
     threads, memory = os.environ.get("TRISTAGE_THREADS", "1"), os.environ.get(TABLE_BYTES)
     return DeviceProgram.open(
         folder,

@@ -9,9 +9,10 @@ from typing import Any
 
 from tristage.errors import StackError
 
-__all__ = ["ACCELERATORS", "Choice", "TritonSettings"]
+__all__ = ["ACCELERATORS", "DEVICES", "Choice", "TritonSettings"]
 
 ACCELERATORS = ("tensorrt-fp32", "tensorrt-fp16")
+DEVICES = ("cpu", "gpu")
 _LEAST = {"instances": 1, "queue_delay_us": 0, "max_queue": 1}
 _WHOLE = ("response_cache", "steps")  # of the whole stack, never of one step
 
@@ -30,6 +31,7 @@ class TritonSettings:
     """Settings of Triton's models, in the words of its model configuration; None leaves one to the exporter.
 
     Attributes:
+        device: one of DEVICES, where a model answers; a GPU on the targets that have one only.
         instances: copies of a model that answer side by side.
         preferred_batch: rows that the batcher tries to join requests to; () for none, as many as wait.
         queue_delay_us: microseconds that a request may wait for others to be joined with.
@@ -45,6 +47,7 @@ class TritonSettings:
         StackError: a setting has a value that it cannot have.
     """
 
+    device: str | None = None
     instances: int | None = None
     preferred_batch: tuple[int, ...] | None = None
     queue_delay_us: int | None = None
@@ -67,6 +70,8 @@ class TritonSettings:
                 if not isinstance(value, (list, tuple)) or not all(_whole(rows, 1) for rows in value):
                     raise StackError(f"{name} is {value!r}; give numbers of rows, such as [1, 64], or [] for none")
                 object.__setattr__(self, name, tuple(sorted(set(value))))
+        if self.device is not None and self.device not in DEVICES:
+            raise StackError(f"there is no device {self.device!r}; choose one of {', '.join(DEVICES)}")
         if self.accelerator is not None and self.accelerator not in ACCELERATORS:
             raise StackError(f"there is no accelerator {self.accelerator!r}; choose one of {', '.join(ACCELERATORS)}")
         for name in ("cuda_graphs", "response_cache"):

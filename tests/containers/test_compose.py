@@ -149,7 +149,8 @@ def test_prometheus_has_figures_for_every_panel(up: Up, cli: Callable[..., Any])
     dashboard = json.loads(DASHBOARD.read_text())
     (variable,) = dashboard["templating"]["list"]
     assert variable["query"]["query"] == "label_values(nv_inference_count, model)"
-    panels = {panel["title"]: [target["expr"] for target in panel["targets"]] for panel in dashboard["panels"]}
+    *shown, gpu = dashboard["panels"]
+    panels = {panel["title"]: [target["expr"] for target in panel["targets"]] for panel in shown}
     deadline = time.monotonic() + 60
     empty = [""]
     while empty:
@@ -169,6 +170,8 @@ def test_prometheus_has_figures_for_every_panel(up: Up, cli: Callable[..., Any])
     assert 0 < float(cost["value"][1]) < 1000
     steps = query(base, panels["Time per row in each step"][0].replace("${stack}", "tiny"))
     assert {"tiny_features", "tiny_trees", "tiny_keras"} <= {step["metric"]["model"] for step in steps}
+    for panel in gpu["panels"]:  # of a GPU, which is not here: that Prometheus takes them
+        assert [query(base, target["expr"]) for target in panel["targets"]] == [[]] * len(panel["targets"])
 
 
 def predict_golden(up: Up) -> None:
@@ -248,9 +251,20 @@ def test_every_service_is_hardened_limited_and_pinned(file: str) -> None:
         assert service["pids_limit"], name
         assert service.get("cap_add", []) == (["SETUID", "SETGID"] if name == "export" else []), name
         assert name == "export" or service["healthcheck"]["test"], name
-        assert re.search(r":v?\d+\.\d+\.\d+\}?$", service["image"]), service["image"]
+        assert re.search(r":v?\d+\.\d+\.\d+(-\d+\.\d+\.\d+-ubuntu22\.04)?\}?$", service["image"]), service["image"]
         assert all(port.startswith("${TRISTAGE_BIND:-127.0.0.1}:") for port in service.get("ports", [])), name
     assert services(file)["triton"]["volumes"][0].endswith(":/models:ro")
+
+
+def test_prometheus_collects_the_same_beside_a_gpu_and_its_own() -> None:
+    one, other = (
+        yaml.safe_load((ROOT / "docker" / "prometheus" / f"{name}.yml").read_text()) for name in ("prometheus", "gpu")
+    )
+    *same, gpu = other.pop("scrape_configs")
+    assert same == one.pop("scrape_configs")
+    assert other == one
+    port = services("docker/compose.gpu.yaml")["dcgm"]["healthcheck"]["test"][-1].rpartition("/")[-1]
+    assert gpu["static_configs"] == [{"targets": [f"dcgm:{port}"]}]
 
 
 def test_every_mounted_file_is_there() -> None:
@@ -268,6 +282,7 @@ def test_the_gpu_file_reserves_a_gpu() -> None:
     assert device["capabilities"] == ["gpu"]
     assert triton["shm_size"]
     assert triton["ulimits"] == {"memlock": -1, "stack": 67108864}
+    assert services("docker/compose.gpu.yaml")["dcgm"]["deploy"] == triton["deploy"]
     assert "nvcr.io/nvidia/tritonserver:24.10-py3" in (ROOT / "docker" / "Dockerfile.gpu").read_text()
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
 import tritonclient.http as httpclient
-from containers.conftest import Container, Engine, serving
+from containers.conftest import NAME, Container, Engine, serving
 
 from tristage.columns import Column, Signature
 from tristage.manifest import Manifest, checksums, write_manifest
@@ -143,3 +143,14 @@ def ask(url: str) -> Any:
         tensor = module.InferInput("x", [1, 1], "FP32")
         tensor.set_data_from_numpy(np.array([[3.0]], np.float32))
         return client.infer("slow", [tensor]).as_numpy("y").tolist()
+
+
+def test_the_gpu_image_wants_an_exported_stack(engine: Engine, tmp_path: Path) -> None:
+    tag = engine.build("docker/Dockerfile.gpu", f"{NAME}:gpu", "--target", "serve")
+    tmp_path.chmod(0o755)
+    mount = f"--volume={tmp_path}:/models:ro"
+    script = "id -u; command -v tristage-healthy; tristage-triton 2>&1; echo code $?"
+    done = engine("run", "--rm", "--read-only", mount, "--entrypoint=sh", tag, "-c", script)
+    user, healthy, said, code = done.splitlines()[-4:]
+    assert (user, healthy, code) == ("10001", "/usr/local/bin/tristage-healthy", "code 2")
+    assert said == "/models holds no exported stack; export one into it: tristage export stack.yaml --target ngc-gpu"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pickletools
@@ -19,7 +20,7 @@ import pytest
 
 from tristage.client import Client
 from tristage.errors import ArtifactError, InferenceFailed, ServerError
-from tristage.manifest import read_manifest
+from tristage.manifest import checksums, read_manifest, write_manifest
 from tristage.serving import Server, serve
 from tristage.serving.workflow_file import TRUST
 
@@ -130,6 +131,32 @@ def test_a_bad_request_takes_no_other_with_it(served: tuple[Path, Server]) -> No
     for row, answer in enumerate(answers):
         if row != 7:
             assert answer["like"] == pytest.approx(golden[row]["expected.like"], abs=1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_lines_of_a_gpu_answer_the_same_by_dlpack(
+    layout: str, exported: dict[str, tuple[Path, Any]], tmp_path: Path, cli: Callable[..., Any]
+) -> None:
+    path = shutil.copytree(exported[layout][0], tmp_path / "repository")
+    config = path / "own_features" / "config.pbtxt"
+    device = 'parameters { key: "device" value { string_value: "cpu" } }\n'
+    config.write_text(config.read_text(encoding="utf-8") + device, encoding="utf-8")
+    write_manifest(path, dataclasses.replace(read_manifest(path), files=checksums(path)))
+    with serve(path, cores=[0], trust=True, **FREE) as server:
+        done = cli("verify", path, "--url", server.grpc_url, "--json")
+        assert done.code == 0, done.err
+        assert max(json.loads(done.out)["differences"].values()) <= 1e-5
+        golden = pq.read_table(path / "golden.parquet")
+
+        def ask(row: int) -> Any:
+            with Client(server.grpc_url) as client:
+                return client.predict(golden.slice(row, 1), unknown="ignore").to_pylist()[0]
+
+        with ThreadPoolExecutor(12) as pool:  # requests that wait for each other are joined, and taken apart again
+            answers = list(pool.map(ask, range(24)))
+        for row, answer in enumerate(answers):
+            for name in ("like", "prefix"):
+                assert answer[name] == pytest.approx(golden[f"expected.{name}"][row].as_py(), abs=1e-5)
 
 
 def test_nothing_exported_is_a_pickle(exported: dict[str, tuple[Path, Any]]) -> None:

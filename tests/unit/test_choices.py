@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
 
 from tristage.errors import StackError
-from tristage.export.choices import backend_of, choose, choose_ensemble
+from tristage.export.choices import MAX_WAITING, backend_of, choose, choose_ensemble
 from tristage.export.config import model_config
 from tristage.export.net.native import NativeNet
 from tristage.export.onnx_graph import GraphBuilder
 from tristage.export.place import Checkpoint, PlacedModel, Tensor
 from tristage.export.stack_file import read_stack
+from tristage.serving.workflow_file import WorkflowFile
 from tristage.targets import TARGETS
 from tristage.triton_settings import TritonSettings
 
@@ -51,9 +54,6 @@ def forest(*steps: str) -> PlacedModel:
 
 
 def parsed(model: PlacedModel, target: str, **said: Any) -> Any:
-    from google.protobuf import text_format
-    from tritonclient.grpc import model_config_pb2 as pb
-
     chosen = choose(model, 1024, TARGETS[target], TritonSettings(**said))
     return text_format.Parse(model_config(model, 1024, chosen), pb.ModelConfig())
 
@@ -66,6 +66,50 @@ def test_every_setting_is_chosen_and_explained(make: Any, target: str) -> None:
     assert all(choice.value and choice.why for choice in chosen.choices)
     assert chosen.gpu == (target == "pip-gpu" or (target == "ngc-gpu" and make is not look_ups))
     assert (chosen.instances, chosen.preferred_batch, chosen.queue_delay_us, chosen.max_queue) == (1, (), 0, None)
+
+
+def nvtabular() -> PlacedModel:
+    """A workflow that could not be compiled."""
+    file = WorkflowFile("/w", {}, {}, (), {}, ())
+    return PlacedModel("s_own", ("own",), file, IN, OUT, {}, on_gpu=frozenset({"own"}))
+
+
+def test_a_workflow_of_nvtabulars_is_on_the_gpu_of_the_container() -> None:
+    config = parsed(nvtabular(), "ngc-gpu")
+    assert config.backend == "python"
+    assert config.instance_group[0].kind == config.instance_group[0].KIND_GPU
+    said = {name: value.string_value for name, value in config.parameters.items()}
+    assert said == {"device": "cuda", "FORCE_CPU_ONLY_INPUT_TENSORS": "no"}
+    assert not config.model_warmup
+    for target in ("pip-gpu", "pip-cpu", "ngc-cpu"):
+        config = parsed(nvtabular(), target)
+        assert (config.backend, len(config.parameters)) == ("python", 0)
+        assert config.instance_group[0].kind == config.instance_group[0].KIND_CPU
+
+
+@pytest.mark.parametrize("make", [graph, look_ups, forest, nvtabular])
+def test_a_step_goes_to_the_device_that_is_said(make: Any) -> None:
+    steps = make().steps
+    for target in ("ngc-gpu", "pip-gpu"):
+        said = TritonSettings(steps={steps[0]: TritonSettings(device="cpu")})
+        chosen = choose(make(), 64, TARGETS[target], said)
+        assert not chosen.gpu
+        assert not chosen.cuda_graphs
+        assert [(c.value, c.why) for c in chosen.choices if c.setting == "device"] == [("CPU", "the stack says so")]
+    chosen = choose(make(), 64, TARGETS["ngc-gpu"], TritonSettings(device="gpu"))
+    assert chosen.gpu
+    own = TritonSettings(steps={steps[0]: TritonSettings(device="gpu")})
+    with pytest.raises(StackError, match=r"device: gpu of .*pip-cpu has no GPU; leave it out"):
+        choose(make(), 64, TARGETS["pip-cpu"], own)
+    assert not choose(make(), 64, TARGETS["pip-cpu"], TritonSettings(device="gpu")).gpu
+
+
+def test_nvtabular_on_the_gpu_is_refused_where_no_cudf_can_be() -> None:
+    own = TritonSettings(steps={"own": TritonSettings(device="gpu")})
+    with pytest.raises(StackError, match="PyPI has not in NVTabular's version"):
+        choose(nvtabular(), 64, TARGETS["pip-gpu"], own)
+    with pytest.raises(StackError, match="there is no device 'tpu'"):
+        TritonSettings(device="tpu")
 
 
 def test_warm_up_by_device() -> None:
@@ -160,6 +204,21 @@ def test_who_answers() -> None:
     assert backend_of(net, TARGETS["ngc-cpu"], 1) == "pytorch"
 
 
+def test_a_stack_of_one_model_bounds_its_queue() -> None:
+    def queue(target: str, **more: Any) -> tuple[int | None, str, bool]:
+        chosen = choose(graph(), 64, TARGETS[target], TritonSettings(**more.pop("said", {})), **more)
+        config = text_format.Parse(model_config(graph(), 64, chosen), pb.ModelConfig())
+        said = config.parameters["max_queue"].string_value
+        return chosen.max_queue, said, config.dynamic_batching.HasField("default_queue_policy")
+
+    assert queue("pip-cpu", sole=True) == (MAX_WAITING, str(MAX_WAITING), False)
+    assert queue("pip-cpu", sole=True, said={"max_queue": 7}) == (7, "7", False)
+    assert queue("pip-cpu") == (None, "", False)  # beside others
+    assert queue("pip-cpu", sole=True, instances=2) == (None, "", False)  # by Triton's Python backend
+    assert queue("ngc-cpu", sole=True) == (None, "", False)
+    assert queue("ngc-cpu", sole=True, said={"max_queue": 7}) == (7, "", True)
+
+
 def test_the_response_cache_is_off_unless_asked_for() -> None:
     assert [choose_ensemble(TritonSettings(response_cache=said))[0] for said in (None, False, True)] == [
         False,
@@ -172,7 +231,7 @@ def test_the_response_cache_is_off_unless_asked_for() -> None:
     ("text", "error"),
     [
         ("[1]", "triton must be a mapping"),
-        ("{instance: 2}", "unknown key 'instance'; it may have instances"),
+        ("{instance: 2}", "unknown key 'instance'; it may have device, instances"),
         ("{instances: 0}", "instances is 0; give a whole number of at least 1"),
         ("{instances: true}", "instances is True"),
         ("{queue_delay_us: 1.5}", "queue_delay_us is 1.5"),
