@@ -232,7 +232,10 @@ def write(
         placement = cut(placement)
     max_batch = placement.signature.max_batch
     chosen = {
-        model.name: choose(model, max_batch, prepared.target, prepared.triton, instances) for model in placement.models
+        model.name: choose(
+            model, max_batch, prepared.target, prepared.triton, instances, sole=len(placement.models) == 1
+        )
+        for model in placement.models
     }
     caches, caching = choose_ensemble(prepared.triton)
     inputs = {} if prepared.golden is None else _encode(prepared.golden, placement)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from tristage.serving.compiled import find_extension
 
-__all__ = ["find_library"]
+__all__ = ["MAX_QUEUE", "find_library"]
 
+MAX_QUEUE = "max_queue"  # parameter of a model's configuration: requests that may wait for it; more are refused
 _LIBRARY = "libtriton_tristage"
 
 find_extension(__path__, _LIBRARY)

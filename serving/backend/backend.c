@@ -4,10 +4,7 @@
  * one core that costs a small model more than its work. Here a request's tensors are read where Triton has them, and
  * an answer is written where Triton wants it. libpython must be in the process already, see serving/triton.py. */
 #define _POSIX_C_SOURCE 200809L
-#include <pthread.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <time.h>
 
 #include "backend.h"
 
@@ -57,61 +54,6 @@ EXPORT TRITONSERVER_Error *TRITONBACKEND_Initialize(TRITONBACKEND_Backend *backe
   return error;
 }
 
-/* The Python half's answer to open_model(folder, configuration): what is called with requests. */
-static PyObject *open_model(const char *folder, const char *config, size_t length) {
-  PyObject *module = PyImport_ImportModule("tristage.serving.backend.model");
-  PyObject *opened = module ? PyObject_CallMethod(module, "open_model", "ss#", folder, config, (Py_ssize_t)length) : NULL;
-  Py_XDECREF(module);
-  return opened;
-}
-
-EXPORT TRITONSERVER_Error *TRITONBACKEND_ModelInstanceInitialize(TRITONBACKEND_ModelInstance *instance) {
-  TRITONBACKEND_Model *model;
-  TRITONSERVER_Message *message = NULL;
-  const char *location, *config;
-  char folder[4096];
-  uint64_t version;
-  size_t length;
-  int artifact;
-  TRITONSERVER_Error *error = TRITONBACKEND_ModelInstanceModel(instance, &model);
-  if (!error) error = TRITONBACKEND_ModelRepository(model, &artifact, &location);
-  if (!error) error = TRITONBACKEND_ModelVersion(model, &version);
-  if (!error) error = TRITONBACKEND_ModelConfig(model, 1, &message);
-  if (!error) error = TRITONSERVER_MessageSerializeToJson(message, &config, &length);
-  if (!error && snprintf(folder, sizeof folder, "%s/%llu", location, (unsigned long long)version) >= (int)sizeof folder)
-    error = TRITONSERVER_ErrorNew(TRITONSERVER_ERROR_INTERNAL, "the model's folder has too long a name");
-  if (!error) {
-    PyGILState_STATE gil = PyGILState_Ensure();
-    PyObject *opened = open_model(folder, config, length);
-    if (!opened) error = python_error();
-    PyGILState_Release(gil);
-    if (opened) error = TRITONBACKEND_ModelInstanceSetState(instance, opened);
-  }
-  if (message) TRITONSERVER_MessageDelete(message);
-  return error;
-}
-
-EXPORT TRITONSERVER_Error *TRITONBACKEND_ModelInstanceFinalize(TRITONBACKEND_ModelInstance *instance) {
-  void *opened = NULL;
-  TRITONSERVER_Error *error = TRITONBACKEND_ModelInstanceState(instance, &opened);
-  if (error || !opened) return error;
-  PyGILState_STATE gil = PyGILState_Ensure();
-  Py_DECREF((PyObject *)opened);
-  PyGILState_Release(gil);
-  return NULL;
-}
-
-/* Forgets an error that nobody can be told. */
-static void drop(TRITONSERVER_Error *error) {
-  if (error) TRITONSERVER_ErrorDelete(error);
-}
-
-static uint64_t now(void) {
-  struct timespec time;
-  clock_gettime(CLOCK_MONOTONIC, &time); /* the clock that Triton stamps requests by */
-  return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
-}
-
 /* An answer's response, filled, with *error where it has become an error. */
 static TRITONBACKEND_Response *respond(TRITONBACKEND_Request *request, PyObject *answer, TRITONSERVER_Error **error) {
   TRITONBACKEND_Response *response = NULL;
@@ -134,12 +76,12 @@ typedef struct {
 } Outcome;
 
 /* Asks the Python half for all requests at once; times are when its work began and ended. */
-static void answer_all(PyObject *opened, TRITONBACKEND_Request **requests, uint32_t count, Outcome *outcomes,
-    uint64_t *rows, uint64_t *began, uint64_t *ended) {
+static void ask(PyObject *opened, const Waiting *waiting, uint32_t count, Outcome *outcomes, uint64_t *began,
+    uint64_t *ended) {
   PyObject *given = PyList_New(0), *answers = NULL;
   TRITONSERVER_Error *broken = given ? NULL : python_error();
   for (uint32_t i = 0; !broken && i < count; i++) {
-    PyObject *inputs = take_inputs(requests[i], rows, &outcomes[i].error);
+    PyObject *inputs = take_inputs(waiting[i].request, &outcomes[i].error);
     if (inputs && PyList_Append(given, inputs)) broken = python_error();
     Py_XDECREF(inputs);
   }
@@ -155,52 +97,108 @@ static void answer_all(PyObject *opened, TRITONBACKEND_Request **requests, uint3
     if (broken && !outcomes[i].error)
       outcomes[i].error = TRITONSERVER_ErrorNew(TRITONSERVER_ERROR_INTERNAL, TRITONSERVER_ErrorMessage(broken));
     if (!outcomes[i].error && !(answer = PyList_GetItem(answers, next++))) outcomes[i].error = python_error();
-    outcomes[i].response = respond(requests[i], answer, &outcomes[i].error);
+    outcomes[i].response = respond(waiting[i].request, answer, &outcomes[i].error);
   }
   drop(broken);
   Py_XDECREF(answers);
   Py_XDECREF(given);
 }
 
-/* Sends responses: answers at once, errors a moment later, and never two at a time.
- *
- * An answer makes Triton schedule the ensemble's next steps, in this thread. An error that reaches Triton 2.51 while it
- * does so in another one, or while it still schedules the ensemble's first steps, ends tritonserver: it answers the
- * request twice (mended in its core's #483). */
-static void send_all(Outcome *outcomes, uint32_t count) {
-  static pthread_mutex_t sending = PTHREAD_MUTEX_INITIALIZER;
-  const struct timespec moment = {.tv_nsec = 10000000};
-  bool waited = false;
-  for (int errors = 0; errors < 2; errors++)
-    for (uint32_t i = 0; i < count; i++) {
-      if (errors != (outcomes[i].error != NULL)) continue;
-      if (errors && !waited) waited = nanosleep(&moment, NULL) || true;
-      pthread_mutex_lock(&sending);
-      TRITONBACKEND_Response *response = outcomes[i].response;
-      if (response) drop(TRITONBACKEND_ResponseSend(response, TRITONSERVER_RESPONSE_COMPLETE_FINAL, outcomes[i].error));
-      pthread_mutex_unlock(&sending);
-      drop(outcomes[i].error);
-    }
+/* Answers requests that waited together. */
+static void answer_all(PyObject *opened, PyThreadState *python, const Waiting *waiting, uint32_t count) {
+  uint64_t start = now(), began, ended, rows = 0;
+  Outcome outcomes[MOST_JOINED] = {{0}};
+  PyEval_RestoreThread(python);
+  ask(opened, waiting, count, outcomes, &began, &ended);
+  PyEval_SaveThread();
+  uint64_t end = now();
+  for (uint32_t i = 0; i < count; i++) { /* before they are answered, so that who has an answer finds it counted */
+    drop(TRITONBACKEND_ModelInstanceReportStatistics(
+        waiting[i].instance, waiting[i].request, !outcomes[i].error, start, began, ended, end));
+    rows += waiting[i].rows;
+  }
+  drop(TRITONBACKEND_ModelInstanceReportBatchStatistics(waiting[0].instance, rows, start, began, ended, end));
+  for (uint32_t i = 0; i < count; i++)
+    if (outcomes[i].error) send_error(waiting[i].request, outcomes[i].response, outcomes[i].error);
+    else send_answer(waiting[i].request, outcomes[i].response);
+}
+
+/* Has the Python half open a model: what is called with requests, the rows that may be joined, and how many may wait. */
+static PyObject *open_model(const char *folder, const char *config, size_t length, uint32_t *rows, uint32_t *waiting) {
+  PyObject *module = PyImport_ImportModule("tristage.serving.backend.model"), *answer = NULL;
+  PyObject *opened = module ? PyObject_CallMethod(module, "open_model", "ss#", folder, config, (Py_ssize_t)length) : NULL;
+  if (opened && PyArg_ParseTuple(opened, "OII", &answer, rows, waiting)) Py_INCREF(answer);
+  Py_XDECREF(opened);
+  Py_XDECREF(module);
+  return answer;
+}
+
+EXPORT TRITONSERVER_Error *TRITONBACKEND_ModelInstanceInitialize(TRITONBACKEND_ModelInstance *instance) {
+  TRITONBACKEND_Model *model;
+  TRITONSERVER_Message *message = NULL;
+  const char *location, *config;
+  char folder[4096];
+  uint32_t rows = 0, waiting = 0;
+  uint64_t version;
+  size_t length;
+  int artifact;
+  TRITONSERVER_Error *error = TRITONBACKEND_ModelInstanceModel(instance, &model);
+  if (!error) error = TRITONBACKEND_ModelRepository(model, &artifact, &location);
+  if (!error) error = TRITONBACKEND_ModelVersion(model, &version);
+  if (!error) error = TRITONBACKEND_ModelConfig(model, 1, &message);
+  if (!error) error = TRITONSERVER_MessageSerializeToJson(message, &config, &length);
+  if (!error && snprintf(folder, sizeof folder, "%s/%llu", location, (unsigned long long)version) >= (int)sizeof folder)
+    error = TRITONSERVER_ErrorNew(TRITONSERVER_ERROR_INTERNAL, "the model's folder has too long a name");
+  if (!error) {
+    PyGILState_STATE gil = PyGILState_Ensure();
+    PyObject *opened = open_model(folder, config, length, &rows, &waiting);
+    if (!opened) error = python_error();
+    PyGILState_Release(gil);
+    Queue *queue = NULL;
+    if (!error) error = open_queue(&queue, opened, answer_all, rows, waiting);
+    if (!error) error = TRITONBACKEND_ModelInstanceSetState(instance, queue);
+  }
+  if (message) TRITONSERVER_MessageDelete(message);
+  return error;
+}
+
+/* The rows of a request; 1 where it has no inputs to tell it by. */
+static uint32_t rows_of(TRITONBACKEND_Request *request) {
+  TRITONBACKEND_Input *input;
+  const char *name;
+  int type;
+  const int64_t *shape;
+  uint32_t dims, buffers;
+  uint64_t size;
+  TRITONSERVER_Error *error = TRITONBACKEND_RequestInputByIndex(request, 0, &input);
+  if (!error) error = TRITONBACKEND_InputProperties(input, &name, &type, &shape, &dims, &size, &buffers);
+  uint32_t rows = !error && dims && shape[0] > 0 ? (uint32_t)shape[0] : 1;
+  drop(error);
+  return rows;
+}
+
+EXPORT TRITONSERVER_Error *TRITONBACKEND_ModelInstanceFinalize(TRITONBACKEND_ModelInstance *instance) {
+  void *queue = NULL;
+  TRITONSERVER_Error *error = TRITONBACKEND_ModelInstanceState(instance, &queue);
+  if (error || !queue) return error;
+  close_queue(queue);
+  return NULL;
 }
 
 EXPORT TRITONSERVER_Error *TRITONBACKEND_ModelInstanceExecute(
     TRITONBACKEND_ModelInstance *instance, TRITONBACKEND_Request **requests, const uint32_t count) {
-  uint64_t start = now(), began, ended, rows = 0;
-  void *opened;
-  TRITONSERVER_Error *error = TRITONBACKEND_ModelInstanceState(instance, &opened);
+  void *queue;
+  TRITONSERVER_Error *error = TRITONBACKEND_ModelInstanceState(instance, &queue);
   if (error) return error;
-  Outcome *outcomes = calloc(count, sizeof *outcomes);
-  if (!outcomes) return TRITONSERVER_ErrorNew(TRITONSERVER_ERROR_INTERNAL, "no memory is left");
-  PyGILState_STATE gil = PyGILState_Ensure();
-  answer_all(opened, requests, count, outcomes, &rows, &began, &ended);
-  PyGILState_Release(gil);
-  uint64_t end = now();
-  for (uint32_t i = 0; i < count; i++) /* before they are answered, so that who has an answer finds it counted */
-    drop(TRITONBACKEND_ModelInstanceReportStatistics(
-        instance, requests[i], !outcomes[i].error, start, began, ended, end));
-  drop(TRITONBACKEND_ModelInstanceReportBatchStatistics(instance, rows, start, began, ended, end));
-  send_all(outcomes, count);
-  for (uint32_t i = 0; i < count; i++) drop(TRITONBACKEND_RequestRelease(requests[i], TRITONSERVER_REQUEST_RELEASE_ALL));
-  free(outcomes);
+  for (uint32_t i = 0; i < count; i++) {
+    Waiting one = {.request = requests[i], .instance = instance, .rows = rows_of(requests[i])};
+    error = join_queue(queue, one);
+    if (!error) continue;
+    TRITONBACKEND_Response *response = NULL;
+    uint64_t time = now();
+    drop(TRITONBACKEND_ModelInstanceReportStatistics(instance, requests[i], false, time, time, time, time));
+    drop(TRITONBACKEND_ResponseNew(&response, requests[i]));
+    send_error(requests[i], response, error);
+  }
   return NULL;
 }

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tristage.serving.backend import MAX_QUEUE
 from tristage.serving.graph import GraphError, Tensor, not_utf8
 from tristage.serving.runner import Tensors, check_config, evaluate, open_folder, read
 
@@ -27,7 +28,7 @@ Given = Mapping[str, tuple[Any, tuple[int, ...]]]
 Answer = list[tuple[str, int, tuple[int, ...], Any]]
 
 
-def open_model(folder: str, config: str) -> Callable[[Sequence[Given]], list[Answer | str]]:
+def open_model(folder: str, config: str) -> tuple[Callable[[Sequence[Given]], list[Answer | str]], int, int]:
     """Open a model's version folder.
 
     Args:
@@ -35,7 +36,8 @@ def open_model(folder: str, config: str) -> Callable[[Sequence[Given]], list[Ans
         config: the model's configuration, JSON.
 
     Returns:
-        What answers requests: each is, by input, (values, shape); the values are a buffer, or for texts a list of str,
+        What answers requests, how many rows of several may be joined, and how many requests may wait (0: any number).
+        A request is, by input, (values, shape); the values are a buffer, or for texts a list of str,
         or bytes where one is not UTF-8. For each a list of (output, Triton's type, shape, buffer), or the error that
         it ends with.
 
@@ -43,14 +45,16 @@ def open_model(folder: str, config: str) -> Callable[[Sequence[Given]], list[Ans
         GraphError: it cannot be opened or has other tensors than its configuration; the model does not load.
     """
     graph = open_folder(Path(folder))
-    check_config(graph, json.loads(config))
+    said = json.loads(config)
+    check_config(graph, said)
+    waiting = said.get("parameters", {}).get(MAX_QUEUE, {}).get("string_value", "0")
     types = {tensor.name: _TYPES[tensor.triton_type] for tensor in graph.outputs}
 
     def answer(requests: Sequence[Given]) -> list[Answer | str]:
         answers = evaluate(graph, [read(graph, request, _array) for request in requests])
         return [str(answer) if isinstance(answer, GraphError) else _give(answer, types) for answer in answers]
 
-    return answer
+    return answer, said["max_batch_size"], int(waiting)
 
 
 def _array(tensor: Tensor, given: tuple[Any, tuple[int, ...]]) -> NDArray[Any]:

@@ -73,7 +73,7 @@ static PyObject *shape_of(const int64_t *shape, uint32_t dims) {
   return made;
 }
 
-static TRITONSERVER_Error *take_input(TRITONBACKEND_Input *input, PyObject *inputs, uint64_t *rows) {
+static TRITONSERVER_Error *take_input(TRITONBACKEND_Input *input, PyObject *inputs) {
   const char *name, *start = "";
   int type;
   const int64_t *shape;
@@ -81,7 +81,6 @@ static TRITONSERVER_Error *take_input(TRITONBACKEND_Input *input, PyObject *inpu
   uint64_t size;
   TRITONSERVER_Error *error = TRITONBACKEND_InputProperties(input, &name, &type, &shape, &dims, &size, &buffers);
   if (error) return error;
-  if (rows && dims) *rows += (uint64_t)shape[0];
   PyObject *owner = NULL, *values = NULL;
   error = bytes_of(input, buffers, size, &start, &owner);
   if (error) {
@@ -101,7 +100,7 @@ static TRITONSERVER_Error *take_input(TRITONBACKEND_Input *input, PyObject *inpu
   return error;
 }
 
-PyObject *take_inputs(TRITONBACKEND_Request *request, uint64_t *rows, TRITONSERVER_Error **error) {
+PyObject *take_inputs(TRITONBACKEND_Request *request, TRITONSERVER_Error **error) {
   uint32_t count = 0;
   PyObject *inputs = PyDict_New();
   if (!inputs) {
@@ -112,7 +111,7 @@ PyObject *take_inputs(TRITONBACKEND_Request *request, uint64_t *rows, TRITONSERV
   for (uint32_t i = 0; !*error && i < count; i++) {
     TRITONBACKEND_Input *input;
     *error = TRITONBACKEND_RequestInputByIndex(request, i, &input);
-    if (!*error) *error = take_input(input, inputs, i ? NULL : rows);
+    if (!*error) *error = take_input(input, inputs);
   }
   if (*error) Py_CLEAR(inputs);
   return inputs;
