@@ -2,9 +2,10 @@
 
 `python -m benchmarks.overload` from the repository's root (after `make demo`, which trains the stack) serves the small
 reference stack on one core, and sends it twice what it can answer, from the other cores, which the gateway shares:
-through the gateway over HTTP for five minutes, then to Triton itself over gRPC for one. Requests are due at times of
-their own (Poisson) and timed from then, whether or not those before them were answered. Writes results/overload.json
-and .md; `--seconds 10` is a look that writes nothing.
+through the gateway over HTTP for five minutes, then to Triton itself over gRPC: as long where the stack is one model,
+whose queue is bounded, and one minute where every step is one. Requests are due at times of their own (Poisson) and
+timed from then, whether or not those before them were answered. Writes results/overload.json and .md; `--seconds 10` is
+a look that writes nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from benchmarks.callers import Callers, request_bytes
 RESULTS = Path(__file__).parent / "results"
 DEADLINE = 10.0  # seconds that a request may take
 CALLERS = 256  # that measure the capacity, each with one request on its way: as many as the gateway takes at once
-DIRECT = 60.0  # seconds at most for Triton itself, which refuses nobody: the backlog takes as long again
+UNBOUNDED = 60.0  # seconds at most for Triton where it refuses nobody: the backlog takes as long again
 CONNECTIONS = 1024  # at most from the sender to the gateway; requests that are due and find none free wait
 QUIET = 10.0  # seconds in which one caller asks alone, before and after
 ANSWERED, REFUSED, LATE, FAILED = "answered", "refused", "late", "failed"
@@ -145,10 +146,14 @@ async def grpc_door(address: str, request: Any) -> AsyncIterator[Door]:
 
     calls: set[asyncio.Future[Any]] = set()
 
+    def ended(call: Any) -> None:
+        calls.discard(call)
+        call.cancelled() or call.exception()  # of a call that nobody waits for any more
+
     async def ask() -> str:
         call = asyncio.ensure_future(stub.ModelInfer(request))
         calls.add(call)
-        call.add_done_callback(calls.discard)
+        call.add_done_callback(ended)
         await asyncio.wait({call}, timeout=DEADLINE)
         if not call.done():
             return LATE
@@ -313,14 +318,25 @@ def away_from(core: int) -> Iterator[None]:
         os.sched_setaffinity(0, cores)
 
 
-async def measure(repository: Path, row: Mapping[str, Any], seconds: float, core: int) -> dict[str, Overloaded]:
-    """Overload the gateway, then Triton itself, each with a server of its own."""
+# the doors -> the layout behind, and whether what waits there is bounded
+DOORS = {
+    "gateway, HTTP": ("ensemble", True),
+    "Triton, gRPC, fused": ("fused", True),
+    "Triton, gRPC, a model per step": ("ensemble", False),
+}
+
+
+async def measure(
+    repositories: Mapping[str, Path], row: Mapping[str, Any], seconds: float, core: int
+) -> dict[str, Overloaded]:
+    """Overload each door, with a server of its own; the repositories are by layout."""
     from tristage.client import Client, encode
     from tristage.client._wire import grpc_request
     from tristage.serving import serve
 
     found = {}
-    for name in ("gateway, HTTP", "Triton, gRPC"):
+    for name, (layout, bounded) in DOORS.items():
+        repository = repositories[layout]
         with serve(repository, cores=[core], http_port=0, grpc_port=0, metrics_port=0) as server, away_from(core):
             with Client(server.grpc_url) as client:
                 signature = client.signature
@@ -334,7 +350,7 @@ async def measure(repository: Path, row: Mapping[str, Any], seconds: float, core
                 outputs = [column.name for column in signature.outputs]
                 request = grpc_request(signature.stack, encode([row], signature), outputs)
                 async with grpc_door(server.grpc_url.removeprefix("grpc://"), request) as door:
-                    found[name] = await overload(door, processes, min(seconds, DIRECT))
+                    found[name] = await overload(door, processes, seconds if bounded else min(seconds, UNBOUNDED))
         print(f"{name}: {found[name]}", file=sys.stderr)
     return found
 
@@ -380,7 +396,7 @@ def recovery_table(found: Mapping[str, Overloaded]) -> str:
 
 
 def main() -> None:
-    """Measure both doors in one run and write the results."""
+    """Measure every door in one run and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=300.0, help="how long each overload lasts (default: 300)")
     seconds = parser.parse_args().seconds
@@ -390,28 +406,27 @@ def main() -> None:
     import uvloop
 
     from examples.recsys2021.train import train
-    from tristage.client import Client
     from tristage.export import prepare, write
     from tristage.export.stack_file import read_stack
     from tristage.loadtest._machine import machine
-    from tristage.serving import serve
 
     trained = train()
     with tempfile.TemporaryDirectory() as folder:
-        repository = write(prepare(read_stack(trained.folder / "stack.yaml"), trust=True), Path(folder) / "out").path
-        with serve(repository, http_port=0, grpc_port=0, metrics_port=0) as server, Client(server.grpc_url) as client:
-            names = [column.name for column in client.signature.inputs]
+        prepared = prepare(read_stack(trained.folder / "stack.yaml"), trust=True)
+        layouts = sorted({layout for layout, _ in DOORS.values()})
+        repositories = {layout: write(prepared, Path(folder) / layout, layout=layout).path for layout in layouts}
+        names = [column.name for column in prepared.placement.signature.inputs]
         row = pq.read_table(trained.folder / "test_rows.parquet").select(names).slice(0, 1).to_pylist()[0]
         cores = os.sched_getaffinity(0)
-        found = uvloop.run(measure(repository, row, seconds, min(cores)))
+        found = uvloop.run(measure(repositories, row, seconds, min(cores)))
     text = [
         "# More requests than can be answered",
         f"`python -m benchmarks.overload --seconds {seconds:g}`, {datetime.now(timezone.utc):%Y-%m-%d}, "
         f"{machine()['processor']}, {len(cores)} cores: small reference stack, Triton 2.51 on one core; the gateway "
         f"and the sender share the others. The sender keeps {CONNECTIONS} connections at most to the gateway. Requests "
         f"of one row, Poisson arrivals at twice the capacity, each with a deadline of {DEADLINE:g} s, timed from "
-        f"when it was due; to Triton itself for {min(seconds, DIRECT):g} s, by callers who leave at the deadline "
-        "without cancelling.",
+        f"when it was due; to Triton with a model per step for {min(seconds, UNBOUNDED):g} s. Callers of Triton leave "
+        "at the deadline without cancelling.",
         table(found),
         memory_table(found),
         f"One caller alone, {QUIET:g} s before the load, and {QUIET:g} s from its first answer after it:",
@@ -421,8 +436,9 @@ def main() -> None:
             for door, its in found.items()
             for fault, count in its.faults.items()
         ),
-        "Triton itself refuses nobody: what it cannot answer waits in its memory. The gateway refuses what is beyond "
-        "its places: as soon as its one process sees it, before its body is read.",
+        "The gateway refuses what is beyond its places: as soon as its one process sees it, before its body is read. "
+        "A stack of one model refuses what is beyond its queue's 1,024 places, as soon as Triton's front end has read "
+        "it. With a model per step nobody is refused: what Triton cannot answer waits in its memory.",
     ]
     print("\n\n".join(text))
     if seconds >= 300:
