@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import pickletools
+import re
 import shutil
 import signal
 import subprocess
@@ -157,6 +158,19 @@ def test_the_lines_of_a_gpu_answer_the_same_by_dlpack(
         for row, answer in enumerate(answers):
             for name in ("like", "prefix"):
                 assert answer[name] == pytest.approx(golden[f"expected.{name}"][row].as_py(), abs=1e-5)
+
+
+def test_the_server_reads_the_gpus_configuration(trained: Path, tmp_path: Path, cli: Callable[..., Any]) -> None:
+    done = cli("export", "--trust", trained / "stack.yaml", "-o", tmp_path / "gpu", "--target", "ngc-gpu")
+    assert done.code == 0, done.err
+    with pytest.raises(ServerError) as caught:
+        serve(tmp_path / "gpu", cores=[0], trust=True, **FREE).stop()
+    reasons = dict(re.findall(r"model (\w+) does not load: (.*)", str(caught.value)))
+    no_gpu = "model own_features has kind KIND_GPU but no GPUs are available"  # with one, it is cuDF that is not there
+    said = reasons.pop("own_features")
+    assert no_gpu in said or "is not installed in the server's Python" in said
+    assert reasons
+    assert all("unable to find backend library for backend" in reason for reason in reasons.values())
 
 
 def test_nothing_exported_is_a_pickle(exported: dict[str, tuple[Path, Any]]) -> None:
