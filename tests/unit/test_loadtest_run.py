@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import signal
 import subprocess
 import sys
 import time
@@ -62,6 +63,15 @@ def test_a_run_keeps_what_it_measured_when_the_server_goes_away():
     assert server.open == 0
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C interrupts, also where tests are started in the background, whose shell has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_run_keeps_what_it_measured_on_ctrl_c():
     def answer(number: int) -> None:
         time.sleep(0.001)
