@@ -84,9 +84,9 @@ def ours(url: str, rows: Any, *, batch: int, concurrency: int, seconds: float) -
 
 
 def compare(
-    repository: Path, program: Any, concurrencies: Sequence[int], seconds: float, rounds: int
+    repository: Path, label: str, program: Any, concurrencies: Sequence[int], seconds: float, rounds: int
 ) -> list[dict[str, Any]]:
-    """Both load testers on one repository, in turns; a line a protocol, batch size and concurrency."""
+    """Both load testers on one repository, in turns; a line, with its label, a protocol, batch size and concurrency."""
     cores = sorted(os.sched_getaffinity(0))
     lines = []
     with (
@@ -111,7 +111,7 @@ def compare(
                         )
                         for _ in range(rounds)
                     ]
-                    lines.append(line(signature.stack, url.partition(":")[0], batch, concurrency, both))
+                    lines.append(line(label, url.partition(":")[0], batch, concurrency, both))
                     print(table(lines[-1:]).splitlines()[-1], flush=True)
     return lines
 
@@ -205,11 +205,12 @@ def main() -> None:
         libraries = Path(folder) / "libraries"
         libraries.mkdir()
         program = perf_analyzer.find(libraries)
-        own = [write_model(Path(folder) / name, name, seconds) for name, seconds in MODELS.items()]
+        labels = {write_model(Path(folder) / name, name, seconds): name for name, seconds in MODELS.items()}
+        labels |= {repository: str(repository) for repository in repositories}
         lines = [
             found
-            for repository in (*own, *repositories)
-            for found in compare(repository, program, options.concurrency, options.seconds, options.rounds)
+            for repository, label in labels.items()
+            for found in compare(repository, label, program, options.concurrency, options.seconds, options.rounds)
         ]
     text = report(beyond_identity(lines), options.seconds, options.rounds)
     (options.output / "loadtest.md").write_text(text, encoding="utf-8")
